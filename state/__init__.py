@@ -1,0 +1,1 @@
+"""Tables and the store that keeps them."""
