@@ -1,0 +1,291 @@
+"""One durable consumer's intake: attach, pull continuously on one inbox, and attach anew after any doubt.
+
+An attach checks that the stream and the durable are those that the store knows, resets the durable to the message after
+the floor, and pulls on a new inbox. From there deliveries must carry consumer sequences 1, 2, 3 …; a gap means that
+something was lost or served to somebody else. A gap, a reconnect, missed heartbeats, or a status 409 or 503 all lead to
+the next attach; what was delivered before and not started is dropped, for it comes again in order.
+
+Pulls overlap: a new request is sent when a quarter of the room is free, no more is asked for than there is room, and
+each request ends at a number of bytes, so memory is bounded. The handling of messages is the sink's business
+(streams/worker.py).
+"""
+
+import asyncio
+import json
+import logging
+import random
+import time
+from typing import Protocol
+
+from models.errors import ApiError, AttachRefused, BrokerUnavailable
+from state.store import Floor
+from streams.broker import Broker, Inbox, PullStatus
+from streams.message import Message
+from streams.position import check_stream
+from streams.provision import consumer_info, ensure_consumer, reset_consumer, stream_info
+from streams.topology import MAX_ACK_PENDING, NANOSECONDS, ConsumerSpec
+
+log = logging.getLogger(__name__)
+
+PULL_EXPIRES_S = 30
+PULL_LIMIT_BYTES = 16 * 1024 * 1024
+HEARTBEAT_S = 0.5
+MISSED_AFTER_S = 2 * HEARTBEAT_S + 0.3
+REFUSED_RETRY_S = 2.0
+ATTACH_GRACE_S = 0.5
+
+STATUS_ALIVE = 100
+STATUS_ENDED = (404, 408)
+BOUND_REACHED = ("batch completed", "message size exceeds maxbytes")
+"""How a request with ``max_bytes`` ends well: 409, like trouble."""
+
+
+class Sink(Protocol):
+    """Who takes the messages."""
+
+    @property
+    def floor(self) -> Floor | None:
+        """The committed floor; None before the first attach."""
+
+    @property
+    def lost(self) -> str | None:
+        """Why deliveries can't be trusted, once one of them showed that the stream has lost data."""
+
+    def note_delivered(self, seq: int) -> None:
+        """Told, before each attach, the highest sequence that was delivered to anybody so far."""
+
+    def restart(self, floor: Floor) -> None:
+        """Drops what has not started; deliveries follow from the message after ``floor``."""
+
+    def deliver(self, message: Message) -> None:
+        """Takes a message; must not raise."""
+
+    def room(self) -> int:
+        """How many more messages may be taken."""
+
+
+class Consumer:
+    """The intake of one durable.
+
+    Args:
+        store_id: the identity of the store that positions this durable.
+    """
+
+    def __init__(self, broker: Broker, spec: ConsumerSpec, *, store_id: str, sink: Sink) -> None:
+        self._broker = broker
+        self._spec = spec
+        self._store_id = store_id
+        self._sink = sink
+        self._inbox: Inbox | None = None
+        self._generation = 0
+        self._outstanding = 0
+        self._expected = 1
+        self._is_proven = False
+        self._is_stopping = False
+        self._received_at = 0.0
+        self._broken = asyncio.Event()
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self.reason: str | None = "not attached yet"
+        self.is_refused = False
+        self.attach_count = 0
+        self.attached_at = 0.0
+        self._detached_at: float | None = time.monotonic()
+        broker.on_reconnect(lambda: self.break_off("reconnected"))
+
+    @property
+    def detached_reason(self) -> str | None:
+        """Why no deliveries flow; an attach that is on its way gets half a second before it counts."""
+        is_new = self._detached_at is None or time.monotonic() - self._detached_at < ATTACH_GRACE_S
+        return None if is_new or self._is_stopping else f"no deliveries: {self.reason}"
+
+    def break_off(self, reason: str) -> None:
+        """Stops dispatching what is delivered; the next attach follows."""
+        if not self._broken.is_set():
+            self.reason = reason
+            self._detached_at = self._detached_at or time.monotonic()
+            self._broken.set()
+
+    def hold(self, reason: str) -> None:
+        """Breaks off and stays detached until ``resume``."""
+        self._resumed.clear()
+        self.break_off(reason)
+
+    def resume(self) -> None:
+        """Attaches again after ``hold``."""
+        self._resumed.set()
+
+    async def run(self) -> None:
+        """Attaches and feeds the sink until cancelled."""
+        failures = 0
+        while True:
+            await self._resumed.wait()
+            await self._broker.connected.wait()
+            if not self._resumed.is_set():  # held while NATS was away
+                continue
+            try:
+                await self._attach()
+            except AttachRefused as error:
+                if not self.is_refused:
+                    log.error("consumer refused", extra={"fields": {"durable": self._spec.durable, "why": str(error)}})
+                self.is_refused, self.reason = True, str(error)
+                await asyncio.sleep(REFUSED_RETRY_S)
+            except (BrokerUnavailable, ApiError) as error:
+                self.reason = f"can't attach: {error}"
+                failures += 1
+                await _back_off(failures)
+            else:
+                await self._feed()
+                failures = 0 if self._is_proven else failures + 1
+                await _back_off(failures)
+
+    async def _attach(self) -> None:
+        self._broken.clear()  # nothing is awaited before, so that a hold is never overlooked
+        self._is_proven = False
+        await self._detach()
+        self._detached_at = self._detached_at or time.monotonic()
+        floor = await self._check_stream()
+        info = await ensure_consumer(self._broker, self._spec, store_id=self._store_id)
+        self._sink.note_delivered(info["delivered"]["stream_seq"])
+        self._sink.restart(floor)
+        await reset_consumer(self._broker, self._spec, self._sink_floor_seq() + 1, store_id=self._store_id)
+        self._generation += 1
+        self._outstanding, self._expected = 0, 1
+        self._received_at = time.monotonic()
+        generation = self._generation
+        self._inbox = await self._broker.subscribe_pulls(
+            lambda message: self._on_message(message, generation), lambda status: self._on_status(status, generation)
+        )
+        await self.top_up()
+        self.attach_count += 1
+        self.attached_at = time.monotonic()
+        if self.is_refused:
+            self.is_refused, self.reason = False, "not attached yet"
+        log.info("attached", extra={"fields": {"durable": self._spec.durable, "from_seq": self._sink_floor_seq() + 1}})
+
+    def _sink_floor_seq(self) -> int:
+        return self._sink.floor.seq if self._sink.floor else 0
+
+    async def _check_stream(self) -> Floor:
+        """Checks the stream against the floor; the first time, there is only its creation to take note of."""
+        spec, floor = self._spec, self._sink.floor
+        if self._sink.lost:
+            raise AttachRefused(self._sink.lost)
+        info = await stream_info(self._broker, spec.stream)
+        if info is None:
+            if floor is None:
+                raise BrokerUnavailable(f"stream {spec.stream} is missing")
+            raise AttachRefused(
+                f"stream {spec.stream} is gone, and this store has read it up to sequence {floor.seq}: restore it, or "
+                "start with another STATE_DIR and NATS_DURABLE_PREFIX"
+            )
+        if floor is None:
+            return Floor(durable=spec.durable, stream=spec.stream, created=info["created"], seq=0, ts=0)
+        message = await self._broker.message_at(spec.stream, floor.seq) if floor.seq else None
+        check_stream(floor, info, message.ts if message else None)
+        first = info["state"]["first_seq"]
+        if first > floor.seq + 1 and info["state"]["last_seq"] > floor.seq:
+            log.error(
+                "messages may have been removed from the stream before they were read",
+                extra={"fields": {"stream": spec.stream, "from_seq": floor.seq + 1, "to_seq": first - 1}},
+            )
+        return floor
+
+    async def _feed(self) -> None:
+        """Keeps pulling until something breaks the attach off."""
+        while not self._broken.is_set():
+            silent_s = time.monotonic() - self._received_at
+            if self._outstanding and silent_s > MISSED_AFTER_S and not self._is_stopping:
+                self.break_off("missed heartbeats")
+                break
+            if self._outstanding == 0:
+                self._received_at = time.monotonic()
+            await self.top_up()
+            try:
+                async with asyncio.timeout(HEARTBEAT_S / 2):  # wait_for() may swallow a cancellation
+                    await self._broken.wait()
+            except TimeoutError:
+                self._prove()
+        log.warning("attaching anew", extra={"fields": {"durable": self._spec.durable, "why": self.reason}})
+
+    def _prove(self) -> None:
+        """Takes an attach for good: a message came, or nothing has broken it off for a while."""
+        self._is_proven = True
+        self._detached_at = self.reason = None
+
+    async def top_up(self) -> None:
+        """Asks for as many messages as there is room, once that is worth a request."""
+        if self._inbox is None or self._broken.is_set() or not self._resumed.is_set():
+            return
+        wanted = self._sink.room() - self._outstanding
+        if wanted <= 0 or (wanted < MAX_ACK_PENDING // 4 and self._outstanding):
+            return
+        request = {
+            "batch": wanted,
+            "max_bytes": max(PULL_LIMIT_BYTES, 2 * self._broker.max_payload_bytes),
+            "expires": PULL_EXPIRES_S * NANOSECONDS,
+            "idle_heartbeat": int(HEARTBEAT_S * NANOSECONDS),
+        }
+        self._outstanding += wanted
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._spec.stream}.{self._spec.durable}"
+        if not await self._broker.send(subject, json.dumps(request).encode(), reply=self._inbox.subject):
+            self.break_off("can't send a pull request")
+
+    def _on_message(self, message: Message, generation: int) -> None:
+        if generation != self._generation or self._broken.is_set():
+            return
+        self._received_at = time.monotonic()
+        if message.consumer_seq != self._expected:
+            self.break_off(f"delivery {message.consumer_seq} came instead of {self._expected}")
+            return
+        self._expected += 1
+        self._outstanding -= 1
+        if not self._is_proven:
+            self._prove()
+        self._sink.deliver(message)
+
+    def _on_status(self, status: PullStatus, generation: int) -> None:
+        if generation != self._generation:
+            return
+        self._received_at = time.monotonic()
+        if status.code == STATUS_ALIVE:
+            return
+        if status.code in STATUS_ENDED or status.description.lower() in BOUND_REACHED:
+            self._outstanding = max(0, self._outstanding - status.pending_messages)
+        else:
+            self.break_off(f"the server said {status.code} {status.description}")
+
+    async def stop_intake(self) -> None:
+        """Asks for nothing more and waits until what the server has sent is with the sink."""
+        self._resumed.clear()
+        self._is_stopping = True
+        inbox, self._inbox = self._inbox, None
+        if inbox:
+            await inbox.drain()
+        self._outstanding = 0
+
+    async def hand_back(self) -> None:
+        """Gives back what the server counts as delivered and we never got, once all that we got is acked.
+
+        A server that is about to deliver while it unsubscribes the inbox drops that message and awaits its ack.
+        """
+        if self._broken.is_set() or self.is_refused or not self.attach_count:
+            return
+        try:
+            info = await consumer_info(self._broker, self._spec.stream, self._spec.durable)
+            if info and info["num_ack_pending"]:
+                await reset_consumer(self._broker, self._spec, self._sink_floor_seq() + 1, store_id=self._store_id)
+        except (BrokerUnavailable, ApiError) as error:
+            log.debug("can't hand back deliveries", extra={"fields": {"error": str(error)}})
+
+    async def _detach(self) -> None:
+        self._generation += 1
+        inbox, self._inbox = self._inbox, None
+        if inbox:
+            await inbox.close()
+
+
+async def _back_off(failures: int) -> None:
+    """Waits longer after each failure in a row, with jitter, for two seconds at most."""
+    if failures:
+        await asyncio.sleep(random.uniform(0.5, 1) * min(2.0, 0.05 * 2 ** min(failures, 8)))

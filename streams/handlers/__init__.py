@@ -1,0 +1,1 @@
+"""The subject tables that ship with the application, one module each."""

@@ -1,0 +1,153 @@
+"""What the worker knows of its own health, and how it is judged.
+
+This module owns the records behind ``/health`` and the pure decisions from facts to ``ok``, ``degraded`` or ``down``.
+It reads no clock and asks no server: streams/probe.py collects the facts once a second, app/views/health.py shows
+the result.
+"""
+
+import datetime as dt
+from typing import Literal
+
+import attrs
+
+Status = Literal["ok", "degraded", "down"]
+Mode = Literal["embedded", "external", "disabled"]
+Role = Literal["owner", "standby", "shared"]
+
+
+@attrs.frozen(kw_only=True)
+class HandlerCounts:
+    """What one handler did in this process: applied messages, failed attempts, dead letters."""
+
+    processed: int = 0
+    errors: int = 0
+    dead_lettered: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class ConsumerHealth:
+    """One durable consumer. Counts are of this process; ``pending`` to ``redelivered`` are the server's."""
+
+    last_msg_ts: dt.datetime | None = None
+    processed: int = 0
+    errors: int = 0
+    dead_lettered: int = 0
+    parked: int = 0
+    pending: int = 0
+    ack_pending: int = 0
+    redelivered: int = 0
+    lag_s: float | None = None
+    role: Role = "owner"
+    status: Status = "ok"
+    reason: str | None = None
+    handlers: dict[str, HandlerCounts] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class NatsHealth:
+    """The connection and its consumers by durable name; ``rtt_ms`` is None while the server does not answer."""
+
+    enabled: bool
+    mode: Mode
+    connected: bool
+    rtt_ms: float | None = None
+    unhandled: int = 0
+    consumers: dict[str, ConsumerHealth] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class StateHealth:
+    """The store: ok while commits succeed."""
+
+    status: Status = "ok"
+    reason: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Health:
+    """The whole answer of ``/health``; ``reasons`` has one sentence for each thing that is not ok."""
+
+    status: Status
+    reasons: list[str]
+    nats: NatsHealth
+    state: StateHealth
+
+
+@attrs.frozen(kw_only=True)
+class ConsumerFacts:
+    """What is known of a durable at one instant.
+
+    Args:
+        info_age_s: seconds since the server last answered for this durable; None when it never has.
+        is_missing: the server says that there is no such durable.
+        refused: why the durable may not be used by this store.
+        detached: why no deliveries flow at the moment.
+        intake_stopped: why no message is taken on purpose.
+        unfinished: messages that wait on the server or are being handled.
+        paused_until: until when somebody has paused the durable.
+        idle_s: seconds since an outcome was committed, or since the attach.
+        running_count: handlers that run within their time.
+        overdue: handlers that run past it, and don't end although they were cancelled.
+        drift: differences between the declared and the server's configuration, as text.
+    """
+
+    info_age_s: float | None
+    is_missing: bool = False
+    refused: str | None = None
+    detached: str | None = None
+    intake_stopped: str | None = None
+    unfinished: int = 0
+    paused_until: str | None = None
+    idle_s: float = 0.0
+    running_count: int = 0
+    overdue: tuple[str, ...] = ()
+    drift: tuple[str, ...] = ()
+
+
+STALE_AFTER_S = 1.5
+STALLED_AFTER_S = 1.5
+
+
+def judge_consumer(facts: ConsumerFacts) -> tuple[Status, str | None]:
+    """Judges one durable: ok when it works or has nothing to do, and was seen to be so under 1.5 s ago."""
+    if facts.refused:
+        return "down", facts.refused
+    if facts.is_missing:
+        return "down", "the durable is gone"
+    if facts.detached:
+        return "down", facts.detached
+    if facts.info_age_s is None or facts.info_age_s > STALE_AFTER_S:
+        return "down", "the server does not answer for it"
+    if facts.paused_until:
+        return "degraded", f"paused until {facts.paused_until}"
+    if facts.intake_stopped:
+        return "degraded", f"intake stopped: {facts.intake_stopped}"
+    if facts.overdue:
+        return "degraded", f"past its time and not to be cancelled: {', '.join(facts.overdue)}"
+    if facts.unfinished and facts.idle_s > STALLED_AFTER_S and not facts.running_count:
+        return "down", f"stalled: {facts.unfinished} messages wait and nothing happens"
+    if facts.drift:
+        return "degraded", f"the server's configuration differs ({'; '.join(facts.drift)}): see 'streams plan'"
+    return "ok", None
+
+
+def judge(nats: NatsHealth, state: StateHealth, *, error: str | None, extra: tuple[str, ...] = ()) -> Health:
+    """Judges the whole process.
+
+    Args:
+        error: what the connection to NATS last complained of.
+        extra: further sentences on what is not as it should be.
+    """
+    reasons = [f"consumer {name}: {c.reason}" for name, c in nats.consumers.items() if c.reason]
+    reasons.extend(extra)
+    status: Status = "degraded" if reasons else "ok"
+    if nats.enabled and not nats.connected:
+        reasons.insert(0, "NATS does not answer" + (f" ({error})" if error else ""))
+        status = "down"
+    if state.status != "ok":
+        reasons.append(f"state: {state.reason}")
+        status = "down" if "down" in (state.status, status) else "degraded"
+    consumers = nats.consumers.values()
+    if consumers and all(consumer.status == "down" for consumer in consumers):
+        status = "down"
+    return Health(status=status, reasons=reasons, nats=nats, state=state)

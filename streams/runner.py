@@ -1,0 +1,192 @@
+"""Runs handlers: the one place where any exception becomes a verdict.
+
+Whatever a handler does — return, raise, take too long — leaves here as a Verdict and, when it succeeded, its effects.
+Only a cancellation by shutdown passes through, for then nothing is decided and the message comes again.
+"""
+
+import asyncio
+import random
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from models.errors import PayloadError
+from streams.context import Context, Scope
+from streams.message import Message
+from streams.position import Place
+from streams.subjects import Handler, SubjectTable
+from streams.verdict import APPLIED, History, Verdict, decide, describe
+
+CANCEL_AGAIN_S = 1.0
+
+
+@attrs.define(eq=False)
+class Item:
+    """A message in the worker's hands.
+
+    Args:
+        key: its lane; empty when the payload does not decode.
+        event: the decoded payload, or None with ``error`` set.
+        place: its place among the deliveries since the last attach.
+        is_parked: it comes from the store's parked messages and has been acked already.
+        was_noted: it runs alone, as a crash suspect, and its start was noted.
+    """
+
+    message: Message
+    handler: Handler
+    key: str
+    event: Any
+    error: Exception | None = None
+    place: Place | None = None
+    is_parked: bool = False
+    history: History | None = None
+    was_noted: bool = False
+
+    @property
+    def seq(self) -> int:
+        """The message's sequence in its stream."""
+        return self.message.seq
+
+    @property
+    def ts(self) -> int:
+        """When the stream stored the message, in nanoseconds since 1970."""
+        return self.message.ts
+
+
+class Slot:
+    """A place in which one handler runs at a time, with the deadline of its attempt.
+
+    ``is_stopping`` is set when the worker ends, for only then does a cancellation mean that nothing is decided.
+    """
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.handler = ""
+        self.deadline: float | None = None
+        self.cancelled_at: float | None = None
+        self.is_stopping = False
+
+    def begin_attempt(self, handler: str, timeout_s: float) -> None:
+        """Starts the clock of an attempt."""
+        self.handler = handler
+        self.deadline = time.monotonic() + timeout_s
+
+    def cancel_if_overdue(self, now: float) -> None:
+        """Cancels the attempt that has run past its deadline, once a second; ``now`` is monotonic seconds."""
+        if self.deadline is None or now < self.deadline or self.task is None:
+            return
+        if self.cancelled_at is None or now - self.cancelled_at >= CANCEL_AGAIN_S:
+            self.cancelled_at = now
+            self.task.cancel()
+
+    def end_attempt(self) -> bool:
+        """Stops the clock; tells whether the attempt ran past its deadline."""
+        was_overdue = self.deadline is not None and time.monotonic() >= self.deadline
+        self.deadline = self.cancelled_at = None
+        return was_overdue
+
+    @property
+    def has_cancellation(self) -> bool:
+        """Whether the task was cancelled during this attempt, by the deadline or by its own handler."""
+        return self.task is not None and self.task.cancelling() > 0 and not self.is_stopping
+
+    async def absorb_cancellation(self) -> None:
+        """Takes every cancellation back; one that was not delivered yet is delivered here."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if self.is_stopping:
+                raise
+        while self.task and self.task.cancelling():
+            self.task.uncancel()
+
+
+class Runner:
+    """Decodes and runs the messages of one subject table.
+
+    Args:
+        max_deliver: NATS_MAX_DELIVER, for policies without a number of their own.
+        rng: the source of jitter.
+    """
+
+    def __init__(self, table: SubjectTable, scope: Scope, *, max_deliver: int, rng: random.Random) -> None:
+        self._scope = scope
+        self._max_deliver = max_deliver
+        self._rng = rng
+        self._by_subject: dict[str, Handler | None] = {h.subject: h for h in table.handlers if "*" not in h.subject}
+        self._table = table
+
+    def handler_for(self, subject: str) -> Handler | None:
+        """Finds the handler of a subject."""
+        handler = self._by_subject.get(subject)
+        return handler if handler is not None else self._table.handler_for(subject)
+
+    def prepare(self, message: Message, handler: Handler) -> Item:
+        """Decodes a message and finds its lane; what can't be decoded becomes an item with an error."""
+        try:
+            event = handler.decode(message.payload)
+            key = handler.key_of(event)
+            if type(key) is not str:
+                raise PayloadError(f"key: expected a str, got {key!r}")
+            key.encode()  # a lone surrogate can't be stored
+        except Exception as error:
+            return Item(message, handler, "", None, error)
+        return Item(message, handler, key, event)
+
+    async def run(self, item: Item, slot: Slot) -> tuple[Verdict, Context]:
+        """Runs one attempt in the caller's task, which ``slot`` names.
+
+        Raises:
+            asyncio.CancelledError: the worker is stopping; nothing is decided.
+        """
+        handler = item.handler
+        ctx = Context(item.message, item.key, self._scope)
+        error: Exception | None = None
+        slot.begin_attempt(handler.name, handler.policy.timeout_s)
+        try:
+            await handler.function(item.event, ctx)
+        except asyncio.CancelledError:  # the deadline's, the stop's, or of something that the handler awaited
+            error = RuntimeError("the handler, or what it waited for, was cancelled")
+        except Exception as caught:
+            error = caught
+        except BaseException as caught:  # sys.exit() among them: no handler ends the worker
+            if isinstance(caught, KeyboardInterrupt | GeneratorExit):
+                raise
+            error = RuntimeError(f"the handler raised {type(caught).__name__}({caught})")
+        if slot.has_cancellation:
+            await slot.absorb_cancellation()
+        if slot.end_attempt():
+            error = TimeoutError(f"ran longer than {handler.policy.timeout_s:g} s")
+        if slot.is_stopping:  # even if the handler has swallowed the cancellation
+            raise asyncio.CancelledError
+        return (APPLIED if error is None else self.judge(item, error)), ctx
+
+    def judge(self, item: Item, error: Exception) -> Verdict:
+        """Decides what becomes of an item whose handler, or whose decoding, failed."""
+        error = _readable(error)
+        if item.event is None:
+            return Verdict(kind="dead", is_failure=True, error=describe(error))
+        history = item.history or History()
+        verdict = decide(error, history, item.handler.policy, max_deliver=self._max_deliver, rng=self._rng)
+        return attrs.evolve(verdict, where=_origin(error, item.handler))
+
+
+def _origin(error: Exception, handler: Handler) -> str | None:
+    """Where the error was raised: the last line of the handler's own file on the way there, else the last of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    code = getattr(handler.function, "__code__", None)
+    own = [frame for frame in frames if code and frame.filename == code.co_filename]
+    frame = next(reversed(own or frames), None)
+    return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" if frame else None
+
+
+def _readable(error: Exception) -> Exception:
+    """The error itself, unless it can't even be turned into text."""
+    try:
+        str(error)
+    except Exception:
+        return RuntimeError(f"a {type(error).__name__} whose text can't be read")
+    return error

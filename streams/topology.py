@@ -1,0 +1,189 @@
+"""The streams and durable consumers the application needs, as data, and how far a server differs from them.
+
+Pure: configurations are built and compared here; streams/provision.py asks the server. A worker creates what is missing
+and never changes what exists.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import attrs
+
+from models.errors import DeclarationError
+from streams.patterns import covers, matches, overlap
+
+HEADER_BUDGET_BYTES = 16 * 1024
+"""Kept free beside the largest message of a stream, for the headers of its dead letter."""
+EVENT_HEADER_BYTES = 1024
+"""Kept free beside an event, for the headers of its own."""
+MAX_ACK_PENDING = 1000
+DUPLICATE_WINDOW_S = 600
+NANOSECONDS = 1_000_000_000
+
+STORE_KEY = "tipstream_store"
+TABLE_KEY = "tipstream_table"
+
+DEAD_LETTERS = "DEAD_LETTERS"
+DEAD_LETTER_PREFIX = "deadletters."
+
+
+@attrs.frozen(kw_only=True)
+class StreamSpec:
+    """A stream: kept on disk without an age limit, refusing new messages rather than dropping old ones when full.
+
+    Args:
+        is_public: handlers may publish to it, and it limits payloads so that a dead letter of one still fits.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    is_public: bool = True
+
+
+STREAMS = (
+    StreamSpec(name="SIGNALS", subjects=("signals.>",)),
+    StreamSpec(name="FEEDBACK", subjects=("feedback.>",)),
+    StreamSpec(name=DEAD_LETTERS, subjects=("deadletters.>",), is_public=False),
+)
+
+
+@attrs.frozen(kw_only=True)
+class ConsumerSpec:
+    """A durable consumer: the subjects of one subject table, all in one stream."""
+
+    durable: str
+    table: str
+    stream: str
+    subjects: tuple[str, ...]
+    ack_wait_s: float
+
+
+@attrs.frozen(kw_only=True)
+class Difference:
+    """A field of a stream or durable that the server has otherwise than declared."""
+
+    field: str
+    wanted: object
+    found: object
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.found!r} instead of {self.wanted!r}"
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """One line of a plan: what ``streams apply`` would create or change."""
+
+    kind: Literal["stream", "consumer"]
+    name: str
+    action: Literal["create", "update", "none", "refused"]
+    differences: tuple[Difference, ...] = ()
+    reason: str = ""
+
+
+def stream_of(subjects: Sequence[str], streams: Iterable[StreamSpec], where: str) -> StreamSpec:
+    """Finds the one stream in which all of a table's subjects lie.
+
+    Raises:
+        DeclarationError: there is none, or the subjects lie in several.
+    """
+    known = list(streams)
+    homes = set()
+    for subject in subjects:
+        home = [spec for spec in known if any(covers(pattern, subject) for pattern in spec.subjects)]
+        if not home:
+            touched = [spec.name for spec in known if any(overlap(pattern, subject) for pattern in spec.subjects)]
+            patterns = ", ".join(pattern for spec in known for pattern in spec.subjects)
+            problem = (
+                f"lies in several streams ({', '.join(touched)})"
+                if touched
+                else f"no stream has it (there is {patterns})"
+            )
+            raise DeclarationError(where, f"subject {subject!r}: {problem}")
+        homes.add(home[0])
+    if len(homes) != 1:
+        names = ", ".join(sorted(spec.name for spec in homes)) or "none"
+        raise DeclarationError(where, f"subjects: expected all in one stream, got {names}")
+    return homes.pop()
+
+
+def is_publishable(subject: str, streams: Iterable[StreamSpec]) -> bool:
+    """Whether handlers may publish on ``subject``."""
+    return any(spec.is_public and any(matches(pattern, subject) for pattern in spec.subjects) for spec in streams)
+
+
+def stream_config(spec: StreamSpec, *, replicas: int, max_payload_bytes: int) -> dict[str, object]:
+    """The stream's configuration as JetStream's API takes it."""
+    return {
+        "name": spec.name,
+        "subjects": list(spec.subjects),
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "max_age": 0,
+        "num_replicas": replicas,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+        "max_msg_size": max_payload_bytes - HEADER_BUDGET_BYTES if spec.is_public else -1,
+        "allow_direct": True,
+        "deny_delete": not spec.is_public,
+    }
+
+
+def consumer_config(spec: ConsumerSpec, *, store_id: str) -> dict[str, object]:
+    """The durable's configuration as JetStream's API takes it.
+
+    The limit of deliveries is ours, so the server's stays off: with it, a crash of the server loses messages without a
+    word. The position is set by a reset after creation.
+    """
+    return {
+        "durable_name": spec.durable,
+        "name": spec.durable,
+        "filter_subjects": list(spec.subjects),
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "ack_wait": int(spec.ack_wait_s * NANOSECONDS),
+        "max_deliver": -1,
+        "max_ack_pending": MAX_ACK_PENDING,
+        "max_waiting": 128,
+        "inactive_threshold": 0,
+        "metadata": {STORE_KEY: store_id, TABLE_KEY: spec.table},
+    }
+
+
+def differences(wanted: Mapping[str, object], found: Mapping[str, object]) -> tuple[Difference, ...]:
+    """Compares what is declared with what the server has; what only the server knows does not count."""
+    result = []
+    for field, value in wanted.items():
+        if field == "deliver_policy":  # it decides the first position only, and that is ours
+            continue
+        other = _normal(field, found)
+        if field == "metadata" and isinstance(value, dict) and isinstance(other, dict):
+            other = {key: other.get(key) for key in value}
+        if field in ("filter_subjects", "subjects") and sorted(_strings(value)) == sorted(_strings(other)):
+            continue
+        if value != other and (value or other):
+            result.append(Difference(field=field, wanted=value, found=other))
+    return tuple(result)
+
+
+def dangers(config: Mapping[str, object]) -> list[str]:
+    """Settings of a durable under which messages are lost, so that it is better left alone."""
+    found = []
+    if config.get("ack_policy") != "explicit":
+        found.append(f"ack_policy {config.get('ack_policy')!r} instead of 'explicit'")
+    if (limit := config.get("max_deliver", -1)) != -1:
+        found.append(f"max_deliver {limit!r}, which drops messages without a word")
+    found += [f"{field} {config[field]!r}" for field in ("backoff", "inactive_threshold") if config.get(field)]
+    if config.get("headers_only"):
+        found.append("headers_only, which leaves the payloads out")
+    return found
+
+
+def _normal(field: str, found: Mapping[str, object]) -> object:
+    if field == "filter_subjects" and not found.get(field) and found.get("filter_subject"):
+        return [found["filter_subject"]]
+    return found.get(field)
+
+
+def _strings(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []

@@ -1,0 +1,95 @@
+"""The decision what becomes of a message, taken without I/O from its error and its history.
+
+The verdict lives in the exception: returning is success, ``Retry`` waits, ``Reject`` gives up, anything else is a
+failure that is tried again until the policy's limit. streams/runner.py turns every ending of a handler into a call of
+``decide``; streams/worker.py carries the verdict out.
+"""
+
+import random
+from typing import Literal
+
+import attrs
+
+from models.errors import Reject, Retry
+from state.store import Failure
+from streams.policy import Policy
+
+Kind = Literal["applied", "parked", "dead"]
+
+
+@attrs.frozen(kw_only=True)
+class Verdict:
+    """What becomes of a message.
+
+    Args:
+        kind: ``applied``; ``parked`` until ``delay_s`` have passed; ``dead``, with the reason.
+        is_failure: this attempt counts against ``max_deliver``.
+        error: the error as text, or None.
+        where: the line that raised it, or None.
+    """
+
+    kind: Kind
+    delay_s: float = 0.0
+    is_failure: bool = False
+    error: str | None = None
+    where: str | None = None
+
+
+APPLIED = Verdict(kind="applied")
+
+
+@attrs.frozen(kw_only=True)
+class History:
+    """What is known of a message's earlier attempts.
+
+    Args:
+        failures: those that count against the policy.
+        attempts: all of them.
+        age_s: seconds since the first one.
+        journal: the failures, as stored.
+    """
+
+    failures: int = 0
+    attempts: int = 0
+    age_s: float = 0.0
+    journal: tuple[Failure, ...] = ()
+
+
+def decide(error: Exception, history: History, policy: Policy, *, max_deliver: int, rng: random.Random) -> Verdict:
+    """Decides what becomes of a message whose handler raised ``error``.
+
+    Args:
+        history: the attempts before this one.
+        max_deliver: NATS_MAX_DELIVER; the policy's own number wins.
+        rng: the source of jitter.
+    """
+    text = describe(error)
+    kind = _kind_of(error, policy)
+    if kind == "reject":
+        return Verdict(kind="dead", is_failure=True, error=text)
+    attempt = history.attempts + 1
+    asked_s = error.delay_s if isinstance(error, Retry) else None
+    delay_s = policy.delay_s(attempt, rng) if asked_s is None else asked_s
+    if kind == "retry" and history.age_s < policy.retry_for_s:
+        return Verdict(kind="parked", delay_s=delay_s, error=text)
+    limit = policy.max_deliver or max_deliver
+    if history.failures + 1 >= limit:
+        return Verdict(kind="dead", is_failure=True, error=text)
+    return Verdict(kind="parked", delay_s=delay_s, is_failure=True, error=text)
+
+
+def _kind_of(error: Exception, policy: Policy) -> Literal["reject", "retry", "failure"]:
+    """Finds the nearest class of the error that says what it means."""
+    for cls in type(error).__mro__:
+        if cls is Reject or cls in policy.reject_on:
+            return "reject"
+        if cls is Retry or cls in policy.retry_on:
+            return "retry"
+    return "failure"
+
+
+def describe(error: Exception) -> str:
+    """An error in one line of at most 500 characters that UTF-8 can hold: its class, and what it says."""
+    said = " ".join(str(error).encode("utf-8", "backslashreplace").decode().split())
+    name = type(error).__name__
+    return f"{name}: {said}"[:500] if said else name

@@ -1,0 +1,343 @@
+"""Runs one subject table: a message's way from delivery to ack.
+
+    deliver -> done before? ack -> decode -> lane of its key -> slot -> handler -> verdict
+            -> streams/outcomes.py: settle -> group commit -> ack; its events leave from the outbox
+
+Order within a key holds because a lane has one message running at a time, because outcomes are committed in the order
+in which they were decided, and because a failing message is parked together with everything behind it in its lane.
+"""
+
+import asyncio
+import datetime as dt
+import logging
+import time
+
+import attrs
+
+from models.errors import AttachRefused, StoreError
+from state.store import Floor, ParkedMessage
+from streams.consumer import Consumer
+from streams.context import Context, Scope
+from streams.health import ConsumerHealth
+from streams.lanes import Lanes
+from streams.message import Message
+from streams.outcomes import Hand, Outcomes, Services
+from streams.position import Place, Position
+from streams.runner import Item, Runner, Slot
+from streams.slots import Running, Slots
+from streams.stats import TableStats
+from streams.subjects import Handler, SubjectTable
+from streams.suspects import CRASH_LIMIT, Suspects
+from streams.topology import EVENT_HEADER_BYTES, HEADER_BUDGET_BYTES, MAX_ACK_PENDING, ConsumerSpec
+from streams.verdict import History, Verdict
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+STORE_RETRY_S = 0.05
+CRASHED_WAIT_S = 0.5
+HELD_LIMIT_BYTES = 32 * 1024 * 1024
+WINDOW_LIMIT = 50_000
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """NATS_MAX_DELIVER and PARKED_MAX."""
+
+    max_deliver: int
+    parked_max: int
+
+
+class TableWorker:
+    """The worker of one subject table, in the process that owns the store."""
+
+    def __init__(self, table: SubjectTable, spec: ConsumerSpec, services: Services, limits: Limits) -> None:
+        self.table, self.spec = table, spec
+        self._services, self._limits = services, limits
+        self._hand = Hand(durable=spec.durable, stats=TableStats(handler.name for handler in table.handlers))
+        self._lanes: Lanes[Item] = Lanes()
+        self._finished: list[tuple[str, bytes]] = []
+        self._is_draining = False
+        self.lost: str | None = None
+        self.orphans: set[str] = set()
+        self.slots = Slots(table.concurrency, self._lanes.take, self._run)
+        self.consumer = Consumer(services.broker, spec, store_id=services.store_id, sink=self)
+        self._runner = Runner(table, self._scope(), max_deliver=limits.max_deliver, rng=services.rng)
+        self._outcomes = Outcomes(self._hand, services, self)
+        self._suspects = self._load()
+
+    def _scope(self) -> Scope:
+        broker = self._services.broker
+        return Scope(
+            name=self.table.name,
+            tables={table.name: table for table in self.table.tables},
+            fetch=self._services.store.fetch_row,
+            waiting=self._hand.waiting,
+            publishable=self._services.publishable,
+            max_payload_bytes=lambda: broker.max_payload_bytes - HEADER_BUDGET_BYTES - EVENT_HEADER_BYTES,
+        )
+
+    def _load(self) -> Suspects:
+        loaded = self._services.store.load(self.spec.durable)
+        self._hand.position = Position(loaded.floor, loaded.marks) if loaded.floor else None
+        self._hand.parked.load(loaded.lanes)
+        return Suspects(was_unclean=loaded.was_unclean, crashes=loaded.crashes, lanes=loaded.lanes)
+
+    async def run(self) -> None:
+        """Consumes until cancelled; what is running then is dropped and comes again."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.slots.run(self.table.name), name=f"{self.table.name}-slots")
+            group.create_task(self._tick(), name=f"{self.table.name}-tick")
+            group.create_task(self.consumer.run(), name=f"{self.table.name}-consumer")
+
+    async def drain(self) -> None:
+        """Stops intake, then waits until everything delivered has its verdict."""
+        self._is_draining = True
+        await self.consumer.stop_intake()
+        while len(self._lanes):
+            await asyncio.sleep(TICK_S / 10)
+
+    # What /health asks.
+
+    @property
+    def intake_stopped(self) -> str | None:
+        """Why no message is taken at the moment, or None."""
+        parked_count, position = self._hand.parked.message_count, self._hand.position
+        if parked_count >= self._limits.parked_max:
+            return f"{parked_count} messages are parked (PARKED_MAX={self._limits.parked_max})"
+        if self._services.outbox.is_full:
+            return f"{self._services.outbox.unsent_count} events wait to be published"
+        if position and position.window_count > WINDOW_LIMIT:
+            return f"{position.window_count} messages were handled beyond the slowest one"
+        return None
+
+    @property
+    def held_count(self) -> int:
+        """Messages in hand that have no outcome yet; parked ones are not in hand."""
+        return len(self._hand.held)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since an outcome was committed, or since the attach."""
+        return time.monotonic() - max(self._hand.stats.last_outcome_at, self.consumer.attached_at)
+
+    def running(self) -> Running:
+        """The attempts that run now."""
+        return self.slots.running(time.monotonic())
+
+    def describe(self, seen: ConsumerHealth) -> ConsumerHealth:
+        """Adds what this worker knows to what the server says of the durable."""
+        handlers = self._hand.stats.by_handler()
+        last_ts = self._hand.stats.last_ts
+        return attrs.evolve(
+            seen,
+            last_msg_ts=dt.datetime.fromtimestamp(last_ts / 1e9, dt.UTC) if last_ts else None,
+            processed=sum(counts.processed for counts in handlers.values()),
+            errors=sum(counts.errors for counts in handlers.values()),
+            dead_lettered=sum(counts.dead_lettered for counts in handlers.values()),
+            parked=self._hand.parked.message_count,
+            lag_s=self._lag_s(seen.pending),
+            handlers=handlers,
+        )
+
+    def _lag_s(self, pending: int) -> float:
+        """The age of the oldest message in hand; without one, how long nothing happened while some wait."""
+        oldest = next(iter(self._hand.held), None)
+        if oldest is not None:
+            return round(max(0.0, time.time() - oldest.ts / 1e9), 3)
+        return round(self.idle_s, 3) if pending else 0.0
+
+    # What the consumer asks of its sink.
+
+    @property
+    def floor(self) -> Floor | None:
+        """The committed floor; None before the first attach."""
+        return self._hand.position.floor if self._hand.position else None
+
+    def room(self) -> int:
+        """How many more messages may be taken: none while too much waits here or elsewhere."""
+        if self.intake_stopped or self._hand.held.byte_count > HELD_LIMIT_BYTES:
+            return 0
+        return MAX_ACK_PENDING - len(self._hand.held)
+
+    def note_delivered(self, seq: int) -> None:
+        """Takes what was delivered before the first attach: the crash suspects, after an unclean end."""
+        self._suspects.note_delivered(seq)
+
+    def restart(self, floor: Floor) -> None:
+        """Drops what has not started; the server delivers it again, in order, from the message after ``floor``."""
+        if self._hand.position is None:
+            self._hand.position = Position(floor, {})
+        self._hand.position.restart()
+        for item in self._lanes.drop_waiting():
+            self._hand.held.discard(item)
+            if item.is_parked:
+                self._hand.parked.schedule(item.key, 0.0)
+
+    def deliver(self, message: Message) -> None:
+        """Takes a message from the consumer: acks it if it is done, otherwise brings it into its lane."""
+        position, held = self._hand.position, self._hand.held.get(message.seq)
+        assert position is not None, "an attach comes before any delivery"
+        try:
+            is_done = position.is_done(message.seq, message.ts)
+        except AttachRefused as error:
+            self._lose(str(error))
+            return
+        handler = self._handler_for(message.subject)
+        if is_done or handler is None:
+            self.finish(message)
+        elif held is None:
+            item = self._runner.prepare(message, handler)
+            item.place = Place(message.seq, message.ts)
+            self._hand.held.add(item)
+            position.append(item.place)
+            self._enter(item)
+        elif held.ts == message.ts:
+            held.message.reply = message.reply
+            held.place = held.place or Place(message.seq, message.ts)
+            position.append(held.place)
+        else:
+            self._lose(f"sequence {message.seq} of stream {message.stream} came again with another message")
+
+    def _lose(self, what: str) -> None:
+        self.lost = what
+        self.consumer.break_off(what)
+
+    def _handler_for(self, subject: str) -> Handler | None:
+        """Finds a handler; there is none when the durable, or a parked message, is of an earlier declaration."""
+        handler = self._runner.handler_for(subject)
+        if handler is None and subject not in self.orphans and len(self.orphans) < 100:
+            self.orphans.add(subject)
+            log.error("no handler any more", extra={"fields": {"durable": self.spec.durable, "subject": subject}})
+        return handler
+
+    def _enter(self, item: Item) -> None:
+        if item.error is not None:
+            self._outcomes.settle(item, self._runner.judge(item, item.error), None)
+        elif item.key in self._hand.parked and not item.is_parked:
+            self._outcomes.park_behind(item)
+        else:
+            self._lanes.add(item)
+            self.slots.notify()
+
+    # What a slot does, and what the outcomes ask of their owner.
+
+    async def _run(self, item: Item, slot: Slot) -> None:
+        gate = self._services.gate
+        if self._suspects.is_suspect(item.seq, item.key if item.is_parked else None):
+            # An innocent one that was hit by chance, for it ran first, is not the first one to run again.
+            await asyncio.sleep(CRASHED_WAIT_S * self._suspects.crash_count(item.seq))
+            async with gate.alone():
+                await self._run_alone(item, slot)
+            self._suspects.clear_lane(item.key)
+            return
+        while not gate.is_free:
+            await gate.free()
+        gate.enter()
+        try:
+            verdict, ctx = await self._runner.run(item, slot)
+        finally:
+            gate.leave()
+        self._conclude(item, verdict, ctx)
+
+    async def _run_alone(self, item: Item, slot: Slot) -> None:
+        """Runs a crash suspect between a durable note of its start and the commit of its outcome."""
+        crash_count = self._suspects.crash_count(item.seq)
+        committer = self._services.committer
+        if crash_count >= CRASH_LIMIT:
+            item.was_noted = True
+            reason = f"the process died {crash_count} times while this message ran alone"
+            self._conclude(item, Verdict(kind="dead", is_failure=True, error=reason), None)
+        elif item in self._hand.held and await committer.note_start(self.spec.durable, item.seq):
+            item.was_noted = True
+            self._conclude(item, *await self._runner.run(item, slot))
+        else:
+            self._lanes.release(item)
+        if item in self._hand.held:
+            await self._hand.held.gone(item)
+
+    def _conclude(self, item: Item, verdict: Verdict, ctx: Context | None) -> None:
+        if item not in self._hand.held:  # the store failed meanwhile; the message comes again
+            self._lanes.release(item)
+        elif verdict.kind == "parked":
+            behind = self._lanes.clear_behind(item)
+            self._outcomes.settle(item, verdict, None)
+            for other in behind:
+                self._outcomes.park_behind(other)
+        else:
+            self._outcomes.settle(item, verdict, ctx.effects if ctx and verdict.kind == "applied" else None)
+            self._lanes.release(item)
+
+    def finish(self, message: Message, word: bytes = b"+ACK") -> None:
+        """Answers a delivery whose outcome is durable, together with others of this turn of the loop."""
+        if message.reply:
+            if not self._finished:
+                asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self._send_finished()))
+            self._finished.append((message.reply, word))
+
+    async def _send_finished(self) -> None:
+        finished, self._finished = self._finished, []
+        for word in (b"+ACK", b"+TERM"):
+            await self._services.broker.ack([reply for reply, w in finished if w == word], word)
+        await self.consumer.top_up()
+
+    async def top_up(self) -> None:
+        """Asks for more messages, once there is room."""
+        await self.consumer.top_up()
+
+    def on_store_failure(self, reason: str) -> None:
+        """Drops everything uncommitted; the server still has it."""
+        self.consumer.hold(f"the store takes no writes: {reason}")
+        self._lanes.drop_waiting()
+        self._hand.held.clear()
+        self._hand.waiting.clear()
+
+    def on_store_recovery(self) -> None:
+        """Starts again from what is committed."""
+        self._load()
+        self.consumer.resume()
+
+    # Time.
+
+    async def _tick(self) -> None:
+        """Ends overdue attempts, brings due parked lanes back and keeps deliveries alive."""
+        beat_at = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            self.slots.end_overdue(now)
+            self.unpark_due()
+            if now - beat_at >= self.table.ack_wait_s / 3:
+                beat_at = now
+                held = [item.message.reply for item in self._hand.held if item.message.reply]
+                await self._services.broker.ack(held, b"+WPI")
+
+    def unpark_due(self) -> None:
+        """Takes as many due lanes as there is room for; the others keep their turn."""
+        if self._is_draining or self._services.committer.failure is not None:
+            return
+        now, held = time.time(), self._hand.held
+        for _ in range(max(0, MAX_ACK_PENDING - len(held))):
+            if held.byte_count > HELD_LIMIT_BYTES or not (keys := self._hand.parked.take_due(now, 1)):
+                return
+            try:
+                parked = self._services.store.fetch_parked(self.spec.durable, keys[0])
+            except StoreError as error:
+                log.error("can't read parked messages", extra={"fields": {"error": str(error)}})
+                parked = None
+            if parked is None:  # its commit is still under way
+                self._hand.parked.schedule(keys[0], now + STORE_RETRY_S)
+            else:
+                self._unpark(parked, now)
+
+    def _unpark(self, parked: ParkedMessage, now: float) -> None:
+        handler = self._handler_for(parked.subject)
+        if handler is None:
+            return
+        message = Message(self.spec.stream, parked.subject, parked.payload, None, parked.seq, 0, parked.ts)
+        item = self._runner.prepare(message, handler)
+        item.key, item.is_parked = parked.lane, True
+        age_s = now - parked.since if parked.since else 0.0
+        item.history = History(failures=parked.failures, attempts=parked.attempts, age_s=age_s, journal=parked.journal)
+        self._hand.held.add(item)
+        self._enter(item)

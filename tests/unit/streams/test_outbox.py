@@ -1,0 +1,276 @@
+"""The outbox over a broker that answers as the test says."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from consume_kit import FakeBroker, ended
+from harness import wait_until
+from streams_kit import make_outbox_row
+
+from models.errors import ApiError, BrokerError, BrokerUnavailable
+from state.store import OutboxRow
+from streams.broker import WRONG_LAST_SEQUENCE, PubAck, StoredMessage
+from streams.outbox import FULL_COUNT, WAVE_COUNT, Outbox, Waiting
+
+NEVER_OVER = 10**30  # nanoseconds
+STORED = PubAck(stream="SIGNALS", seq=1, is_duplicate=False)
+DEAD = "deadletters.SIGNALS.steps.step.7"
+
+
+class Server(FakeBroker):
+    """Notes who is in flight; ``errors`` are raised one after the other before anything is stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[BrokerError] = []
+        self.in_flight: list[str] = []
+        self.most_in_flight = 0
+        self.ids: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.publish_answer = self._answer
+        self.answers["STREAM.INFO.SIGNALS"] = {"config": {"duplicate_window": NEVER_OVER}}
+
+    async def _answer(self, subject: str, headers: dict[str, str]) -> PubAck:
+        self.ids.append(headers["Nats-Msg-Id"])
+        self.in_flight.append(headers["Nats-Msg-Id"])
+        self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
+        try:
+            await self.gate.wait()
+            await asyncio.sleep(0)
+            if self.errors:
+                raise self.errors.pop(0)
+        finally:
+            self.in_flight.remove(headers["Nats-Msg-Id"])
+        return STORED
+
+    @property
+    def conditions(self) -> list[str | None]:
+        """The expected last sequences that were demanded."""
+        return [entry[3].get("Nats-Expected-Last-Subject-Sequence") for entry in self.log if entry[0] == "publish"]
+
+
+class Stage:
+    """An outbox that runs."""
+
+    def __init__(self) -> None:
+        self.server = Server()
+        self.forgotten: list[int] = []
+        self.outbox = Outbox(self.server, forget=self.forgotten.append)  # type: ignore[arg-type]
+        self.task = asyncio.create_task(self.outbox.run())
+
+    def add(self, *rows: OutboxRow, on_stored: Callable[[], None] | None = None) -> None:
+        for row in rows:
+            self.outbox.enqueue(Waiting(row, on_stored))
+
+
+@contextlib.asynccontextmanager
+async def staged() -> AsyncIterator[Stage]:
+    """Runs an outbox for the time of a test."""
+    stage = Stage()
+    try:
+        yield stage
+        assert not stage.task.done()
+    finally:
+        await ended([stage.task])
+
+
+async def emptied(stage: Stage) -> None:
+    """Waits until everything is stored."""
+    await asyncio.wait_for(stage.outbox.emptied(), 3)
+
+
+async def test_row_is_published_under_its_id_and_then_forgotten() -> None:
+    """A row goes out with its headers and its id; once stored its deletion is asked for and its caller told."""
+    async with staged() as stage:
+        told: list[str] = []
+        stage.add(make_outbox_row(3, headers={"A": "b"}), on_stored=lambda: told.append("stored"))
+        stage.add(make_outbox_row(4))
+        assert stage.outbox.unsent_count == 2
+        await emptied(stage)
+        headers = {"A": "b", "Nats-Msg-Id": "id-3"}
+        assert stage.server.log[0] == ("publish", "signals.nudge.due", b"{}", headers)
+        assert (stage.forgotten, told, stage.outbox.unsent_count) == ([3, 4], ["stored"], 0)
+
+
+async def test_lanes_leave_side_by_side_and_each_in_order() -> None:
+    """Different lanes are in flight together, two rows of one lane never, and a lane keeps its commit order."""
+    async with staged() as stage:
+        rows = [make_outbox_row(n, lane=f"lane{n % 3}") for n in range(12)]
+        stage.add(*rows)
+        await emptied(stage)
+        assert stage.server.most_in_flight == 3
+        for lane in range(3):
+            assert [i for i in stage.server.ids if int(i[3:]) % 3 == lane] == [f"id-{n}" for n in range(lane, 12, 3)]
+
+
+async def test_one_lane_has_one_row_in_flight() -> None:
+    """The second row of a lane leaves after the first one's confirmation."""
+    async with staged() as stage:
+        stage.server.gate.clear()
+        stage.add(make_outbox_row(1), make_outbox_row(2))
+        await wait_until(lambda: stage.server.in_flight == ["id-1"])
+        stage.server.gate.set()
+        await emptied(stage)
+        assert (stage.server.ids, stage.server.most_in_flight) == (["id-1", "id-2"], 1)
+
+
+async def test_waves_are_bounded() -> None:
+    """However many lanes wait, only so many rows are in flight."""
+    async with staged() as stage:
+        stage.add(*(make_outbox_row(n, lane=f"lane{n}") for n in range(WAVE_COUNT + 10)))
+        await emptied(stage)
+        assert stage.server.most_in_flight == WAVE_COUNT
+        assert sorted(stage.forgotten) == list(range(WAVE_COUNT + 10))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokerUnavailable("no answer"),
+        ApiError("signals.nudge.due", 10077, "maximum messages exceeded"),
+        BrokerError(""),
+    ],
+    ids=["unavailable", "stream-full", "too-large"],
+)
+async def test_row_that_fails_is_repeated_under_the_same_id_before_its_lane_goes_on(error: BrokerError) -> None:
+    """A row without confirmation is sent again with its id, the one behind it waits, and the error is said."""
+    async with staged() as stage:
+        stage.server.errors = [error, error]
+        stage.add(make_outbox_row(1), make_outbox_row(2))
+        await wait_until(lambda: len(stage.server.ids) == 2)
+        assert stage.outbox.error == str(error)
+        assert stage.forgotten == []
+        await emptied(stage)
+        assert stage.server.ids == ["id-1", "id-1", "id-1", "id-2"]
+        assert (stage.forgotten, stage.outbox.error) == ([1, 2], None)
+
+
+async def test_stuck_row_does_not_stop_other_lanes() -> None:
+    """While one lane's first row is refused, the other lanes' rows leave."""
+    async with staged() as stage:
+
+        async def refuse_one(subject: str, headers: dict[str, str]) -> PubAck:
+            if headers["Nats-Msg-Id"] == "id-1":
+                raise ApiError(subject, 10077, "maximum messages exceeded")
+            return STORED
+
+        stage.server.publish_answer = refuse_one
+        stage.add(make_outbox_row(1), make_outbox_row(2, lane="other"), make_outbox_row(3, lane="other"))
+        await wait_until(lambda: stage.forgotten == [2, 3])
+        assert stage.outbox.unsent_count == 1
+
+
+async def test_nothing_is_sent_while_nats_is_away() -> None:
+    """Rows wait for the connection, and ``emptied`` with them."""
+    async with staged() as stage:
+        stage.server.connected.clear()
+        stage.add(make_outbox_row(1))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert stage.server.log == []
+        stage.server.connected.set()
+        await emptied(stage)
+
+
+async def test_cancelled_outbox_keeps_what_is_not_confirmed() -> None:
+    """A row in flight at the end is not forgotten, so that the next start sends it again."""
+    stage = Stage()
+    stage.server.gate.clear()
+    stage.add(make_outbox_row(1))
+    await wait_until(lambda: stage.server.in_flight)
+    await ended([stage.task])
+    assert (stage.forgotten, stage.outbox.unsent_count) == ([], 1)
+
+
+def dead_row(row_id: str = "dead-7") -> OutboxRow:
+    """A dead letter."""
+    return make_outbox_row(1, id=row_id, subject=DEAD, lane=DEAD)
+
+
+def stored_dead(row_id: str) -> StoredMessage:
+    """What lies on the dead letter's subject already."""
+    return StoredMessage(subject=DEAD, seq=40, ts=0, payload=b"", headers={"Nats-Msg-Id": row_id})
+
+
+async def test_dead_letter_demands_an_empty_subject() -> None:
+    """A dead letter is published on condition that its subject has no message yet."""
+    async with staged() as stage:
+        stage.add(dead_row())
+        await emptied(stage)
+        assert stage.server.conditions == ["0"]
+
+
+async def test_dead_letter_that_is_there_already_counts_as_stored() -> None:
+    """A mismatch whose message has the same id is our own, published before: it is not published twice."""
+    async with staged() as stage:
+        stage.server.errors = [ApiError(DEAD, WRONG_LAST_SEQUENCE, "wrong last sequence: 40")]
+        stage.server.last = stored_dead("dead-7")
+        stage.add(dead_row())
+        await emptied(stage)
+        assert (stage.server.conditions, stage.forgotten) == (["0"], [1])
+
+
+async def test_dead_letter_of_an_earlier_stream_is_followed_by_ours() -> None:
+    """A mismatch with another id comes from an earlier creation of the stream: ours is published after it."""
+    async with staged() as stage:
+        stage.server.errors = [ApiError(DEAD, WRONG_LAST_SEQUENCE, "wrong last sequence: 40")]
+        stage.server.last = stored_dead("another")
+        stage.add(dead_row())
+        await emptied(stage)
+        assert (stage.server.conditions, stage.forgotten) == (["0", "40"], [1])
+
+
+async def test_dead_letter_refused_for_another_reason_is_repeated() -> None:
+    """Any other refusal, or a look at the subject that fails, leads to the next try."""
+    async with staged() as stage:
+        stage.server.errors = [
+            ApiError(DEAD, 10077, "maximum messages exceeded"),
+            ApiError(DEAD, WRONG_LAST_SEQUENCE, "wrong last sequence: 40"),
+        ]
+        stage.add(dead_row())
+        await emptied(stage)
+        assert stage.server.conditions == ["0", "0", "0"]
+
+
+async def test_loaded_rows_leave_first_and_numbers_go_on_after_them() -> None:
+    """Rows of an earlier run are sent in their order, and new ones get higher numbers."""
+    async with staged() as stage:
+        assert stage.outbox.next_n() == 1
+        stage.outbox.load([make_outbox_row(5), make_outbox_row(9)])
+        assert [stage.outbox.next_n(), stage.outbox.next_n()] == [10, 11]
+        await emptied(stage)
+        assert stage.server.ids == ["id-5", "id-9"]
+
+
+def test_outbox_is_full_above_its_bound() -> None:
+    """Beyond ten thousand rows workers should stop pulling."""
+    outbox = Outbox(FakeBroker(), forget=lambda n: None)  # type: ignore[arg-type]
+    outbox.load(make_outbox_row(n) for n in range(FULL_COUNT))
+    assert not outbox.is_full
+    outbox.enqueue(Waiting(make_outbox_row(FULL_COUNT)))
+    assert outbox.is_full
+
+
+async def test_row_in_doubt_waits_while_its_stream_can_not_be_asked() -> None:
+    """A row that may be stored already is not sent until the stream was asked; rows beyond doubt go on meanwhile."""
+    async with staged() as stage:
+        stage.server.answers["STREAM.INFO.SIGNALS"] = BrokerUnavailable("no answer")
+        stage.outbox.load([make_outbox_row(1, lane="a")])
+        stage.add(make_outbox_row(2, lane="b"))
+        await wait_until(lambda: stage.forgotten == [2])
+        assert (stage.server.ids, stage.outbox.error) == (["id-2"], "no answer")
+        stage.server.answers["STREAM.INFO.SIGNALS"] = {"config": {"duplicate_window": NEVER_OVER}}
+        await emptied(stage)
+        assert stage.server.ids == ["id-2", "id-1"]
+
+
+async def test_row_in_doubt_within_the_dedupe_window_is_sent_again_without_a_look_up() -> None:
+    """While the stream remembers ids by itself nothing is read; a dead letter never needs it."""
+    async with staged() as stage:
+        stage.outbox.load([make_outbox_row(1, lane="a"), make_outbox_row(2, lane="b", subject=DEAD)])
+        await emptied(stage)
+        asked = [entry[0] for entry in stage.server.log if entry[0] != "publish"]
+        assert asked == ["STREAM.INFO.SIGNALS"]
