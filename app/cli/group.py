@@ -1,0 +1,53 @@
+"""The group of all commands: reads the environment once, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or a bad setting, 3 a difference was found.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+
+import attrs
+import click
+
+from app.cli.handlers import handlers
+from app.cli.send import send
+from app.cli.settings import settings
+from app.cli.state import state
+from app.cli.streams import streams
+from app.cli.worker import worker
+from app.logs import one_line
+from models.errors import AppError, SettingsError
+
+
+@attrs.frozen
+class CliEnv:
+    """What every command is given: the environment, as a mapping."""
+
+    env: Mapping[str, str]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Reacts to events on NATS JetStream with exactly-once effects, and answers over HTTP."""
+
+
+for _command in (worker, handlers, send, state, streams, settings):
+    cli.add_command(_command)
+
+
+def _environment() -> Mapping[str, str]:
+    """The one place in which the environment is read."""
+    return os.environ  # noqa: TID251 (this is that place)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command and exits."""
+    try:
+        cli.main(args=arguments, prog_name="python -m app", obj=CliEnv(_environment()))
+    except SettingsError as error:
+        click.echo(f"error: {one_line(str(error))}", err=True)
+        sys.exit(2)
+    except AppError as error:
+        click.echo(f"error: {one_line(str(error))}", err=True)
+        sys.exit(1)

@@ -1,0 +1,86 @@
+"""``state get`` and ``state list``: committed rows, read from the store whether or not a worker runs."""
+
+import contextlib
+from collections.abc import Iterator
+
+import attrs
+import click
+
+from app.cli.session import HasEnvironment, print_json, print_table
+from app.main import build
+from app.settings import load_settings
+from models.codec import encode_json
+from models.errors import StoreError
+from state.schema import examine_database, has_database
+from state.sqlite import SqliteReader
+from state.store import StoredRow, store_path
+
+
+@click.group("state")
+def state() -> None:
+    """Read the rows that handlers have written."""
+
+
+@contextlib.contextmanager
+def _reader(obj: HasEnvironment) -> Iterator[SqliteReader]:
+    path = store_path(load_settings(obj.env).state_dir)
+    if not has_database(path):
+        raise StoreError(path, "there is no store yet; a worker makes it")
+    examine_database(path)
+    reader = SqliteReader(path)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+@state.command("get")
+@click.argument("table")
+@click.argument("key")
+@click.pass_obj
+def get(obj: HasEnvironment, table: str, key: str) -> None:
+    """Print one row as JSON, with the message that wrote it last."""
+    with _reader(obj) as reader:
+        row = reader.fetch_row(table, key)
+        if row is None:
+            _check_table(obj, reader, table)
+            raise click.ClickException(f"table {table!r} has no row {key!r}")
+    print_json(attrs.asdict(row))
+
+
+@state.command("list")
+@click.argument("table", required=False)
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100_000), help="Rows to print.")
+@click.option("--after", help="Print the rows whose keys come after this one.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
+@click.pass_obj
+def list_(obj: HasEnvironment, table: str | None, limit: int, after: str | None, as_json: bool) -> None:
+    """List the rows of TABLE by key; without TABLE, the tables that have rows."""
+    with _reader(obj) as reader:
+        if table is None:
+            _print_counts(reader.count_rows(), as_json)
+        else:
+            _check_table(obj, reader, table)
+            _print_rows(reader.list_rows(table, after=after, limit=limit), as_json)
+
+
+def _check_table(obj: HasEnvironment, reader: SqliteReader, table: str) -> None:
+    """Refuses a table that no handler declares and that has no rows."""
+    declared = {rows.name for subjects in build(load_settings(obj.env)).subject_tables for rows in subjects.tables}
+    if table not in (known := declared | reader.count_rows().keys()):
+        raise click.ClickException(f"no table {table!r}; there is {', '.join(sorted(known))}")
+
+
+def _print_counts(counts: dict[str, int], as_json: bool) -> None:
+    if as_json:
+        print_json([{"table": table, "rows": count} for table, count in counts.items()])
+    else:
+        print_table(("table", "rows"), counts.items())
+
+
+def _print_rows(rows: list[StoredRow], as_json: bool) -> None:
+    if as_json:
+        print_json([attrs.asdict(row) for row in rows])
+    else:
+        lines = ((row.key, encode_json(row.row).decode(), f"{row.stream}:{row.stream_seq}") for row in rows)
+        print_table(("key", "row", "written by"), lines)

@@ -1,0 +1,299 @@
+"""Builds the app, runs it and stops it.
+
+``build`` makes every object and passes it in. ``run`` binds HTTP first, so that a taken port is found before anything
+starts; then the embedded server, the connection and the stream service start, and stop in reverse order. Nothing is
+decided about messages here: that is the business of streams/.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from pathlib import Path
+
+from aiohttp import web
+
+from app.metrics import Metrics
+from app.middleware import BODY_LIMIT_BYTES, LINE_LIMIT_BYTES, middlewares
+from app.rows import RowReader
+from app.settings import Settings
+from app.views.health import health_routes
+from app.views.metrics import metrics_routes
+from app.views.state import state_routes
+from models.errors import DeclarationError, SettingsError, StoreUnwritable
+from state.schema import examine_database, has_database
+from state.store import store_path
+from streams.access import Access
+from streams.broker import Broker
+from streams.handlers import feedback, signals
+from streams.health import Health, NatsHealth, StateHealth, judge
+from streams.locks import read_mounts, refuse_network_filesystem
+from streams.server import EmbeddedServer
+from streams.service import ServiceConfig, StreamService, consumer_specs
+from streams.subjects import SubjectTable
+from streams.worker import Limits
+
+log = logging.getLogger(__name__)
+
+SITE_S = 2.0
+STUCK_S = 1.0
+
+
+class App:
+    """The subject tables and routes of one process, and what runs them.
+
+    Start and stop are driven by the ``cleanup_ctx`` of ``http``, the aiohttp application inside.
+
+    Args:
+        settings: as the operator set them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.subject_tables: list[SubjectTable] = []
+        self.metrics = Metrics(self)
+        self.http = web.Application(
+            middlewares=middlewares(observer=self.metrics, tokens=settings.api_tokens),
+            client_max_size=BODY_LIMIT_BYTES,
+        )
+        self.nats_url: str | None = None
+        self.ended = asyncio.Event()
+        self._broker: Broker | None = None
+        self._service: StreamService | None = None
+        self._running: asyncio.Task[None] | None = None
+        self.http.cleanup_ctx.extend([self._provide_server, self._provide_broker, self._provide_service])
+
+    def add_subjects(self, table: SubjectTable) -> None:
+        """Adds a subject table.
+
+        Raises:
+            DeclarationError: its name is taken, or another one owns one of its row tables.
+        """
+        where = f"subject table {table.name!r}"
+        for other in self.subject_tables:
+            if other.name == table.name:
+                raise DeclarationError(where, "name: another subject table has it")
+            for rows in {row.name for row in table.tables} & {row.name for row in other.tables}:
+                raise DeclarationError(where, f"tables: {rows!r} belongs to subject table {other.name!r}")
+        self.subject_tables.append(table)
+
+    def add_routes(self, routes: web.RouteTableDef) -> None:
+        """Adds HTTP routes."""
+        self.http.add_routes(routes)
+
+    def health(self) -> Health:
+        """What /health shows, as of now."""
+        if self._service:
+            return self._service.health()
+        mode = self.settings.nats_mode
+        return judge(NatsHealth(enabled=mode != "disabled", mode=mode, connected=False), StateHealth(), error=None)
+
+    async def finish(self) -> None:
+        """Stops intake, lets running handlers finish inside SHUTDOWN_S, and commits.
+
+        Raises:
+            AppError: why the stream service ended, if it ended by itself.
+        """
+        if self._service and self._running:
+            self._service.stop()
+            await self._running
+
+    async def _provide_server(self, _: web.Application) -> AsyncIterator[None]:
+        settings = self.settings
+        if settings.nats_mode != "embedded":
+            self.nats_url = ",".join(settings.nats_urls) or None
+            yield
+            return
+        async with EmbeddedServer(settings.state_dir, settings.nats_embedded_port) as server:
+            self.nats_url = server.url
+            yield
+
+    async def _provide_broker(self, _: web.Application) -> AsyncIterator[None]:
+        if self.nats_url is None:
+            yield
+            return
+        name = f"{self.settings.nats_durable_prefix}-worker"
+        async with Broker(self.nats_url.split(","), name=name, access=access_of(self.settings)) as broker:
+            self._broker = broker
+            yield
+
+    async def _provide_service(self, _: web.Application) -> AsyncIterator[None]:
+        if self._broker is None:
+            yield
+            return
+        self._service = StreamService(
+            service_config(self.settings),
+            self.subject_tables,
+            self._broker,
+            observe_commit=self.metrics.observe_commit,
+        )
+        self._running = asyncio.create_task(self._service.run(self.settings.shutdown_s), name="streams")
+        self._running.add_done_callback(lambda _: self.ended.set())
+        yield
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+
+
+def access_of(settings: Settings) -> Access:
+    """How to log in to NATS."""
+    return Access(
+        creds=settings.nats_creds,
+        tls_ca=settings.nats_tls_ca,
+        tls_cert=settings.nats_tls_cert,
+        tls_key=settings.nats_tls_key,
+    )
+
+
+def service_config(settings: Settings) -> ServiceConfig:
+    """What the stream service needs of the settings."""
+    return ServiceConfig(
+        state_dir=settings.state_dir,
+        durable_prefix=settings.nats_durable_prefix,
+        limits=Limits(max_deliver=settings.nats_max_deliver, parked_max=settings.parked_max),
+        replicas=settings.stream_replicas,
+        mode=settings.nats_mode,
+    )
+
+
+def build(settings: Settings) -> App:
+    """Builds the app with everything that ships with it.
+
+    Raises:
+        DeclarationError: a subject table doesn't fit the others, or lies in no stream.
+    """
+    app = App(settings)
+    app.add_subjects(signals.subjects)
+    app.add_subjects(feedback.subjects)
+    consumer_specs(app.subject_tables, settings.nats_durable_prefix)
+    tables = [table.name for subjects in app.subject_tables for table in subjects.tables]
+    reader = RowReader(store_path(settings.state_dir), tables)
+    app.add_routes(health_routes(app))
+    app.add_routes(state_routes(reader))
+    app.add_routes(metrics_routes(app.metrics))
+
+    async def close_reader(_: web.Application) -> None:
+        reader.close()
+
+    app.http.on_cleanup.append(close_reader)
+    return app
+
+
+def check_state_dir(path: Path) -> None:
+    """Makes STATE_DIR and looks at the store in it, if there is one, without changing it.
+
+    Raises:
+        StoreError: it can't be made or entered, is on a network file system, or holds a store that can't be used.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnwritable(path, f"STATE_DIR can't be made ({error})") from error
+    refuse_network_filesystem(path.resolve(), read_mounts())
+    if has_database(store_path(path)):
+        examine_database(store_path(path), is_deep=False)
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Takes the HTTP address.
+
+    Raises:
+        SettingsError: the port is taken, or the address is not this machine's.
+    """
+    host, port = settings.http_host, settings.http_port
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # Python adds the address once more
+        if error.errno == errno.EADDRNOTAVAIL or (error.errno or 0) < 0:  # below 0: the name is not known
+            raise SettingsError("HTTP_HOST", host, f"expected an address of this machine ({reason})") from error
+        raise SettingsError("HTTP_PORT", str(port), f"can't listen on {host} ({reason})") from error
+
+
+async def run(settings: Settings) -> None:
+    """Runs the worker until SIGTERM, SIGINT or a failure.
+
+    Raises:
+        AppError: what can't be started, or why it ended by itself.
+    """
+    check_state_dir(settings.state_dir)
+    listening = bind(settings)
+    app = build(settings)
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    runner = web.AppRunner(
+        app.http, access_log=None, max_line_size=LINE_LIMIT_BYTES, logger=_silent(), shutdown_timeout=SITE_S
+    )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listening).start()
+        _announce(app, listening)
+        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(app.ended.wait())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in ends:
+            task.cancel()
+        await app.finish()
+    finally:
+        await runner.cleanup()
+    await _leave_stuck_handlers()
+    log.info("stopped")
+
+
+async def _leave_stuck_handlers() -> None:
+    """Ends the process if a handler ignores its cancellation; nothing of it was committed or acked."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    stuck = (await asyncio.wait(tasks, timeout=STUCK_S))[1] if tasks else set()
+    if stuck:
+        names = sorted(task.get_name() for task in stuck)
+        log.error("a handler can't be cancelled; its message comes again", extra={"fields": {"tasks": names}})
+        logging.shutdown()
+        os._exit(1)
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    """SIGTERM and a first Ctrl-C stop in order; a second one leaves at once, which loses nothing that was acked."""
+
+    def interrupt() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+
+
+def _silent() -> logging.Logger:
+    """A logger for aiohttp's own parser errors, whose tracebacks quote paths and so keys of users."""
+    logger = logging.getLogger("aiohttp.server")
+    logger.setLevel(logging.CRITICAL)
+    return logger
+
+
+def _announce(app: App, listening: socket.socket) -> None:
+    """Says where everything is: lines for a person on a terminal, one log line elsewhere."""
+    host, port = listening.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    settings = app.settings
+    mode = settings.nats_mode
+    nats = {"disabled": "disabled (NATS_URL is empty)", "external": "as NATS_URL says"}.get(mode, app.nats_url)
+    handlers = [handler for table in app.subject_tables for handler in table.handlers]
+    facts: dict[str, object] = {
+        "http": url,
+        "nats": f"{nats} ({mode})" if mode == "embedded" else nats,
+        "state": str(store_path(settings.state_dir).resolve()),
+    }
+    if settings.log_format == "json" or (settings.log_format is None and not sys.stderr.isatty()):
+        log.info("ready", extra={"fields": facts | {"handlers": [handler.name for handler in handlers]}})
+    else:
+        lines = [f"tipstream {version('tipstream')}", *(f"  {name:9}{value}" for name, value in facts.items())]
+        lines += [f"  {'handler':9}{handler.name}  <-  {handler.subject}" for handler in handlers]
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+    if mode == "embedded" and not sys.stderr.isatty():
+        log.warning("NATS_URL is unset: this worker runs a NATS server of its own, for one machine only")

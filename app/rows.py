@@ -1,0 +1,50 @@
+"""Committed rows for HTTP views, read by a thread of their own, so that a slow disk delays no other answer."""
+
+import asyncio
+import concurrent.futures
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from state.schema import has_database
+from state.sqlite import SqliteReader
+from state.store import StoredRow
+
+
+class RowReader:
+    """Reads rows of the declared tables; before there is a store, there are no rows.
+
+    Args:
+        path: the database.
+        tables: the names of the tables that handlers declare.
+    """
+
+    def __init__(self, path: Path, tables: Iterable[str]) -> None:
+        self._path = path
+        self._tables = sorted(tables)
+        self._reader: SqliteReader | None = None
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rows")
+
+    def table_names(self) -> Collection[str]:
+        """The declared tables."""
+        return self._tables
+
+    async def fetch_row(self, table: str, key: str) -> StoredRow | None:
+        """Reads a row.
+
+        Raises:
+            StoreError: the database can't be read.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._fetch, table, key)
+
+    def _fetch(self, table: str, key: str) -> StoredRow | None:
+        if self._reader is None:
+            if not has_database(self._path):
+                return None
+            self._reader = SqliteReader(self._path)
+        return self._reader.fetch_row(table, key)
+
+    def close(self) -> None:
+        """Ends the thread and closes the database."""
+        self._executor.shutdown(wait=True)
+        if self._reader:
+            self._reader.close()

@@ -1,0 +1,1 @@
+"""HTTP views: they read committed state and change nothing."""

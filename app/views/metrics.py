@@ -1,0 +1,17 @@
+"""The metrics for a Prometheus server to scrape; app/metrics.py makes them."""
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+from app.metrics import Metrics
+
+
+def metrics_routes(metrics: Metrics) -> web.RouteTableDef:
+    """The route ``/metrics``, in Prometheus' text format."""
+    routes = web.RouteTableDef()
+
+    @routes.get("/metrics")
+    async def show_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    return routes

@@ -1,0 +1,126 @@
+"""The commands in a shell, with a worker and without: what they print, and how they end."""
+
+import asyncio
+from pathlib import Path
+
+from harness import NatsServer, wait_until
+from process_kit import DURABLES, Worker, connect, run_app, server_pid
+
+SUBJECT = "signals.task.synced"
+GOOD = '{"user_id": "anna", "provider": "todo", "synced_at": "2026-03-01T08:00:00Z"}'
+
+
+async def test_commands_work_without_a_worker(tmp_path: Path) -> None:
+    """On an empty folder plan, apply, plan and send each run a server for their time; a worker then finds the event."""
+    worker = Worker(tmp_path)
+    with worker:
+        for arguments, code in (
+            (("streams", "plan"), 3),
+            (("streams", "apply"), 0),
+            (("streams", "plan"), 0),
+            (("send", SUBJECT, GOOD), 0),
+        ):
+            result = await run_app(*arguments, worker=worker)
+            assert (result.code, result.err) == (code, ""), arguments
+            assert server_pid(worker.state_dir) is None, arguments
+        await worker.consume()
+        await worker.wait_counts("tipstream-signals", processed=1, pending=0, ack_pending=0)
+        assert await worker.stop() == 0
+        got = await run_app("state", "get", "user_sync", "anna", worker=worker)
+        assert (got.code, got.json["stream_seq"]) == (0, 1)
+
+
+async def test_commands_work_beside_a_worker(tmp_path: Path) -> None:
+    """Commands use the worker's server and leave it running; what they send is handled at once."""
+    with Worker(tmp_path) as worker:
+        await worker.consume()
+        pid = server_pid(worker.state_dir)
+        (tmp_path / "events").write_text(f"{GOOD}\n\n{{}}\n{GOOD.replace('anna', 'bert')}\n")
+        sent = await run_app("send", SUBJECT, "--file", "events", worker=worker)
+        assert (sent.code, sent.out) == (1, f"2 sent on {SUBJECT}, 1 refused\n")
+        assert sent.err == "line 3: user_id: missing\n"
+        await worker.wait_counts("tipstream-signals", processed=2, dead_lettered=0)
+        plan = await run_app("streams", "plan", "--json", worker=worker)
+        assert plan.code == 0 and {step["action"] for step in plan.json} == {"none"}
+        listed = await run_app("state", "list", "--json", worker=worker)
+        assert (listed.code, listed.json) == (0, [{"table": "user_sync", "rows": 2}])
+        assert server_pid(worker.state_dir) == pid
+        assert (await worker.health())["status"] == "ok"
+
+
+async def test_commands_share_one_server(tmp_path: Path) -> None:
+    """Commands that run at the same time on an empty folder share a server, which the last one ends."""
+    with Worker(tmp_path) as worker:
+        assert (await run_app("streams", "apply", worker=worker)).code == 0
+        tasks = [asyncio.create_task(run_app("send", SUBJECT, GOOD, worker=worker)) for _ in range(3)]
+        assert [(await task).code for task in tasks] == [0, 0, 0]
+        assert server_pid(worker.state_dir) is None
+        counted = await run_app("streams", "plan", worker=worker)
+        assert counted.code == 0
+
+
+async def test_send_raw_leaves_the_verdict_to_the_worker(tmp_path: Path, nats_server: NatsServer) -> None:
+    """An invalid payload sent with --raw becomes a dead letter, which /health counts."""
+    with Worker(tmp_path, NATS_URL=nats_server.url) as worker:
+        await worker.consume()
+        sent = await run_app("send", SUBJECT, "{}", "--raw", "--json", worker=worker)
+        assert (sent.code, sent.json["sent"], sent.json["refused"]) == (0, 1, [])
+        await worker.wait_counts("tipstream-signals", dead_lettered=1, ack_pending=0)
+
+
+async def test_plan_shows_what_an_administrator_changed(tmp_path: Path, nats_server: NatsServer) -> None:
+    """A changed durable is named by plan and /health, applied by apply, and the worker goes on without a restart."""
+    with Worker(tmp_path, NATS_URL=nats_server.url) as worker:
+        await worker.consume()
+        client = await connect(nats_server.url)
+        config = (await client.jetstream().consumer_info("SIGNALS", DURABLES[1])).config
+        config.ack_wait = 99
+        await client.jetstream().add_consumer("SIGNALS", config)
+        await client.close()
+        health = await worker.wait_health(lambda health: health["status"] == "degraded", what="degraded")
+        assert any("ack_wait" in reason and "streams plan" in reason for reason in health["reasons"])
+        plan = await run_app("streams", "plan", worker=worker)
+        assert plan.code == 3 and f"consumer\t{DURABLES[1]}\tupdate\tack_wait: 99" in plan.out
+        assert (await run_app("streams", "apply", worker=worker)).code == 0
+        await worker.wait_ok()
+        assert (await run_app("send", SUBJECT, GOOD, worker=worker)).code == 0
+        await worker.wait_counts("tipstream-signals", processed=1)
+
+
+async def test_commands_end_with_2_on_a_slip_in_a_setting(tmp_path: Path) -> None:
+    """A name that is nearly one of ours stops worker and commands with one line that says which was meant."""
+    expected = "error: NATS_URI: unknown setting, did you mean NATS_URL?\n"
+    with Worker(tmp_path, NATS_URI="nats://localhost") as worker:
+        assert await worker.spawn().ended() == 2
+        assert (worker.noise, worker.logs, worker.output) == ([expected], [], "")
+        result = await run_app("handlers", worker=worker)
+        assert (result.code, result.out, result.err) == (2, "", expected)
+        assert list(tmp_path.iterdir()) == []
+
+
+async def test_settings_and_handlers_print_for_people_and_programs(tmp_path: Path) -> None:
+    """Both need neither NATS nor a STATE_DIR, and hide what is secret."""
+    with Worker(tmp_path, API_TOKENS="ui:0123456789abcdef", NATS_URL="nats://me:hidden@127.0.0.1:1") as worker:
+        settings = await run_app("settings", worker=worker)
+        assert settings.code == 0 and "STATE_DIR\t" in settings.out
+        assert "0123456789abcdef" not in settings.out and "hidden" not in settings.out
+        handlers = await run_app("handlers", "--json", worker=worker)
+        assert handlers.code == 0
+        assert [one["handler"] for one in handlers.json] == [
+            *("signals.task_synced", "signals.tip_feedback", "feedback.tip_rewarded"),
+        ]
+        assert list(tmp_path.iterdir()) == []
+
+
+async def test_worker_in_text_says_on_its_output_where_everything_is(tmp_path: Path) -> None:
+    """For people the start is a few lines on standard output: addresses, the store, and each handler's subject."""
+    with Worker(tmp_path, NATS_URL="", LOG_FORMAT="text") as worker:
+        worker.spawn()
+        await wait_until(lambda: "feedback.tip.rewarded" in worker.output)
+        lines = worker.output.splitlines()
+        assert lines[0].startswith("tipstream ")
+        assert lines[1].startswith("  http     http://127.0.0.1:")
+        assert lines[2:4] == ["  nats     disabled (NATS_URL is empty)", f"  state    {tmp_path}/var/state.db"]
+        assert lines[4] == "  handler  signals.task_synced  <-  signals.task.synced"
+        assert await worker.stop() == 0
+        assert worker.noise[-1].endswith("INFO  app.main  stopped\n")
