@@ -6,6 +6,8 @@ can follow (``candidates[3].id: expected str, got int``).
 """
 
 import datetime as dt
+import hashlib
+import json
 import math
 import re
 from collections.abc import Callable
@@ -40,6 +42,14 @@ def decoder_for(cls: type[T]) -> Callable[[bytes], T]:
             raise PayloadError(describe_error(error)) from error
 
     return decode_typed
+
+
+def fingerprint(cls: type) -> str:
+    """Twelve hexadecimal digits that stand for the JSON schema of ``cls``, an attrs class."""
+    schema = msgspec.json.schema(cls)
+    for definition in schema["$defs"].values():
+        definition.pop("description", None)  # a docstring changes no data
+    return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def describe_error(error: Exception) -> str:

@@ -28,19 +28,36 @@ create table floors (
 ) without rowid;
 create table marks (durable text not null, seq integer not null, ts integer not null,
     primary key (durable, seq)) without rowid;
+create table ledger (durable text not null, segment integer not null, bits blob not null,
+    again integer not null, primary key (durable, segment));
 create table parked (
     durable text not null, seq integer not null, ts integer not null, lane text not null, subject text not null,
     payload blob not null, due real not null, since real not null, failures integer not null,
-    attempts integer not null, primary key (durable, seq));
+    attempts integer not null, is_redriven integer not null, primary key (durable, seq));
 create index parked_lane on parked (durable, lane, seq);
+create table tried (
+    durable text not null, seq integer not null, due real not null, since real not null, failures integer not null,
+    attempts integer not null, primary key (durable, seq)) without rowid;
 create table failures (durable text not null, seq integer not null, at real not null, error text not null);
 create index failures_message on failures (durable, seq);
+create table dead (
+    durable text not null, seq integer not null, ts integer not null, handler text not null, at real not null,
+    error text not null, state text not null, redrives integer not null, resolved_at real, note text not null,
+    primary key (durable, seq)) without rowid;
+create table peeks (
+    durable text not null, seq integer not null, n integer not null, name text not null, key text not null,
+    value text, primary key (durable, seq, n)) without rowid;
+create table since (durable text not null, subject text not null, seq integer not null,
+    primary key (durable, subject)) without rowid;
+create table gone (
+    durable text not null, first_seq integer not null, last_seq integer not null, what text not null, at real not null,
+    primary key (durable, first_seq, what)) without rowid;
 create table started (
-    durable text not null, seq integer not null, crashes integer not null, is_running integer not null,
+    durable text not null, seq integer not null, crashes integer not null, runner text not null,
     primary key (durable, seq)) without rowid;
 create table outbox (
-    n integer primary key, id text not null unique, lane text not null, subject text not null, payload blob not null,
-    headers text not null, created real not null);
+    n integer primary key autoincrement, id text not null unique, lane text not null, subject text not null,
+    payload blob not null, headers text not null, created real not null);
 """
 
 
@@ -167,6 +184,9 @@ def examine_database(path: Path, *, is_deep: bool = True) -> str:
     except (sqlite3.DatabaseError, TypeError) as error:
         raise StoreCorrupt(path, f"is damaged ({error}); it was left as it is") from error
 
+
+OF_DURABLES = ("floors", "marks", "ledger", "parked", "tried", "failures", "dead", "peeks", "since", "gone", "started")
+"""The tables whose rows belong to a durable."""
 
 _MISUSE = (sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.IntegrityError)
 

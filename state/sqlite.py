@@ -1,35 +1,36 @@
 """The default store: one SQLite database in STATE_DIR, in WAL mode with ``synchronous=FULL``.
 
 Three connections, one for each who reads or writes: ``SqliteStore`` has the writer (used by the commit thread alone)
-and the loop's reader; views open a ``SqliteReader`` of their own. Statements that write many rows name them all at
-once, so that the interpreter lock changes hands once a statement and not once a row.
+and the loop's reader; views open a ``SqliteReader`` of their own. The statements of a commit are in state/writes.py.
 """
 
+import contextlib
+import math
 import sqlite3
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from models.codec import encode_json
 from models.errors import StoreError, StoreFenced
-from state.schema import connect_readonly, create_database, examine_database, translate
-from state.store import Change, Failure, Floor, Loaded, OutboxRow, ParkedLane, ParkedMessage, StoredRow
-
-_CHUNKS = (256, 32, 4, 1)
-_PARKED = ("durable", "seq", "ts", "lane", "subject", "payload", "due", "since", "failures", "attempts")
-
-RowKey = tuple[str, str]
-
-
-def _chunks(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, list[Any]]]:
-    """Cuts rows into a few fixed sizes, each flattened, so that every statement is compiled once."""
-    start = 0
-    for size in _CHUNKS:
-        while len(rows) - start >= size:
-            yield size, [value for row in rows[start : start + size] for value in row]
-            start += size
+from state import writes
+from state.schema import OF_DURABLES, connect_readonly, create_database, examine_database, translate
+from state.store import (
+    Change,
+    DeadLetter,
+    Failure,
+    Floor,
+    Loaded,
+    OutboxRow,
+    ParkedLane,
+    ParkedMessage,
+    Place,
+    Started,
+    StoredRow,
+    Tried,
+)
 
 
 class SqliteReader:
@@ -76,62 +77,105 @@ class SqliteReader:
 
 
 class SqliteStore:
-    """The store of a worker that owns STATE_DIR; a new one fences every older one.
+    """The store of a worker process.
+
+    The owner's fences every older owner; a shared one, for the tables that all workers of a STATE_DIR serve, fences
+    nobody and is fenced by nobody.
 
     Args:
         path: the database; made when missing.
+        runner: names this process in the notes of starts.
+        alive: the names of all processes that live; whatever any other was running alone has one more crash on its
+            account.
 
     Raises:
         StoreCorrupt, StoreNewer: it was left as it is.
         StoreUnwritable: it can't be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, runner: str = "worker", alive: Collection[str] = (), is_owner: bool = True
+    ) -> None:
         self.path = path
+        self.is_owner = is_owner
+        self._runner = runner
         create_database(path)
-        self.store_id = examine_database(path)
+        self.store_id = examine_database(path, is_deep=is_owner)
         try:
             self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
             self._writer.execute("pragma synchronous = full")
-            self._writer.execute("update owner set epoch = epoch + 1")
+            if is_owner:
+                self._writer.execute("update owner set epoch = epoch + 1")
             self.epoch: int = self._writer.execute("select epoch from owner").fetchone()[0]
-            self.was_unclean = self._begin()
+            self._note_crashes(alive)
+            self.was_unclean = self._begin() if is_owner else False
         except sqlite3.Error as error:
             raise translate(path, error) from error
         self._reader = connect_readonly(path)
 
-    def _begin(self) -> bool:
-        """Notes that a process is at work; tells whether the last one ended without saying so.
+    def _note_crashes(self, alive: Collection[str]) -> None:
+        names = ", ".join("?" * len(alive))
+        query = f"update started set crashes = crashes + 1, runner = '' where runner != '' and runner not in ({names})"
+        self._writer.execute(query, tuple(alive))
 
-        Whatever such a process was running alone when it ended has one more crash on its account.
-        """
+    def _begin(self) -> bool:
+        """Notes that an owner is at work; tells whether the last one ended without saying so."""
         ended = self._writer.execute("select value from meta where name = 'ended'").fetchone()
-        was_unclean = ended is None or ended[0] != "clean"
-        if was_unclean:
-            self._writer.execute("update started set crashes = crashes + 1, is_running = 0 where is_running = 1")
         self._writer.execute("replace into meta values ('ended', 'not yet')")
-        return was_unclean
+        return ended is None or ended[0] != "clean"
 
     def end_clean(self) -> None:
-        """Notes that this process ends in order."""
+        """Notes that this process ends in order: what it ran alone did not kill it."""
         try:
-            self._writer.execute("update started set is_running = 0 where is_running = 1")
-            self._writer.execute("replace into meta values ('ended', 'clean')")
+            self._writer.execute("update started set runner = '' where runner = ?", (self._runner,))
+            if self.is_owner:
+                self._writer.execute("replace into meta values ('ended', 'clean')")
         except sqlite3.Error as error:
             raise translate(self.path, error) from error
 
-    def note_start(self, durable: str, seq: int) -> None:
+    def note_start(self, durable: str, seq: int, crashes: int) -> None:
         """As state.store.Store."""
-        query = "insert into started values (?, ?, 0, 1) on conflict (durable, seq) do update set is_running = 1"
+        with self._transaction():
+            self._writer.execute("replace into started values (?, ?, ?, ?)", (durable, seq, crashes, self._runner))
+
+    def note_since(self, durable: str, since: Mapping[str, int]) -> None:
+        """As state.store.Store."""
+        with self._transaction():
+            rows = [(durable, subject, seq) for subject, seq in since.items()]
+            self._writer.executemany("insert or ignore into since values (?, ?, ?)", rows)
+
+    def note_gone(self, durable: str, first_seq: int, last_seq: int, what: str) -> None:
+        """As state.store.Store."""
+        with self._transaction():
+            values = (durable, first_seq, last_seq, what, time.time())
+            self._writer.execute("replace into gone values (?, ?, ?, ?, ?)", values)
+
+    def move(self, old: str, new: str) -> bool:
+        """Gives all that belongs to a durable to one that has nothing yet; False when there is nothing to do."""
+        with self._transaction():
+            known = dict(self._writer.execute("select durable, 1 from floors where durable in (?, ?)", (old, new)))
+            if new in known or old not in known:
+                return False
+            for table in OF_DURABLES:
+                self._writer.execute(f"update {table} set durable = ? where durable = ?", (new, old))
+            return True
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A transaction of the owner, or of one of those who share; an error leaves nothing of it."""
         try:
             self._writer.execute("begin immediate")
-            self._check_epoch()
-            self._writer.execute(query, (durable, seq))
+            if self.is_owner:
+                self._check_epoch()
+            yield
             self._writer.execute("commit")
         except sqlite3.Error as error:
             raise translate(self.path, error) from error
+        except (ValueError, TypeError, OverflowError) as error:  # a value that SQLite or JSON can't hold
+            raise StoreError(self.path, f"a change can't be stored ({error})") from error
         finally:
-            self._roll_back()
+            if self._writer.in_transaction:  # SQLite has ended it already after some errors
+                self._writer.execute("rollback")
 
     def claim(self, prefix: str) -> None:
         """Binds the store to the durables' prefix under which its rows came about, for good.
@@ -152,31 +196,23 @@ class SqliteStore:
             )
 
     def commit(
-        self, changes: Sequence[Change], floors: Sequence[Floor], *, marks: Sequence[Change], sent: Sequence[int]
-    ) -> None:
+        self, changes: Sequence[Change], floors: Sequence[Floor], *, marks: Sequence[Change], sent: Sequence[str]
+    ) -> Set[Place]:
         """As state.store.Store: all of it in one transaction, or an error and nothing; an empty one writes as well."""
-        try:
-            self._writer.execute("begin immediate")
-            self._check_epoch()
-            self._write_rows(changes)
-            self._write_waiting(changes)
-            self._write_positions(floors, marks)
+        with self._transaction():
+            done = writes.find_done(self._writer, changes)
+            if done:
+                changes = [change for change in changes if (change.durable, change.seq) not in done]
+                marks = [change for change in marks if (change.durable, change.seq) not in done]
+            writes.write_rows(self._writer, changes)
+            writes.write_ledger(self._writer, changes)
+            writes.write_waiting(self._writer, changes)
+            writes.write_positions(self._writer, floors, marks)
             if sent:
-                self._writer.executemany("delete from outbox where n = ?", [(n,) for n in sent])
+                self._writer.executemany("delete from outbox where id = ?", [(row_id,) for row_id in sent])
             if not (changes or floors or sent):
                 self._probe()
-            self._writer.execute("commit")
-        except sqlite3.Error as error:
-            raise translate(self.path, error) from error
-        except (ValueError, TypeError, OverflowError) as error:  # a value that SQLite or JSON can't hold
-            raise StoreError(self.path, f"a change can't be stored ({error})") from error
-        finally:
-            self._roll_back()
-
-    def _roll_back(self) -> None:
-        """Ends a transaction that did not reach its commit; SQLite has already ended it after some errors."""
-        if self._writer.in_transaction:
-            self._writer.execute("rollback")
+        return done
 
     def _check_epoch(self) -> None:
         if self._writer.execute("select epoch from owner").fetchone()[0] != self.epoch:
@@ -187,108 +223,77 @@ class SqliteStore:
         query = "insert into meta values ('probes', '1') on conflict do update set value = value + 1"
         self._writer.execute(query)
 
-    def _write_rows(self, changes: Sequence[Change]) -> None:
-        """Writes the last state of each row, with the sums of counters."""
-        rows: dict[RowKey, tuple[bytes | None, str, int]] = {}
-        sums: dict[RowKey, dict[str, int]] = {}
-        for change in changes:
-            for table, key, row in change.puts:
-                rows[table, key] = (row, change.stream, change.seq)
-            for table, key, field, n in change.adds:
-                fields = sums.setdefault((table, key), {})
-                fields[field] = fields.get(field, 0) + n
-                rows[table, key] = (None, change.stream, change.seq)
-        for (table, key), fields in sums.items():
-            stored: dict[str, int] = msgspec.json.decode(self._select_row(self._writer, table, key) or b"{}")
-            for field, n in fields.items():
-                stored[field] = stored.get(field, 0) + n
-            rows[table, key] = (encode_json(stored), *rows[table, key][1:])
-        puts = [(t, k, row.decode(), stream, seq) for (t, k), (row, stream, seq) in rows.items() if row is not None]
-        for size, values in _chunks(puts):
-            self._writer.execute(f"replace into rows values {_placeholders(5, size)}", values)
-        if len(puts) < len(rows):
-            deleted = [key for key, (row, _, _) in rows.items() if row is None]
-            self._writer.executemany("delete from rows where table_name = ? and key = ?", deleted)
-
-    def _write_waiting(self, changes: Sequence[Change]) -> None:
-        """Writes parked messages, failures and outgoing events; removes those that have ended."""
-        for change in changes:
-            if change.failure:
-                self._writer.execute(
-                    "insert into failures values (?, ?, ?, ?)",
-                    (change.durable, change.seq, change.failure.at, change.failure.error),
-                )
-            if change.parked:
-                values = [getattr(change.parked, column) for column in _PARKED]
-                self._writer.execute(f"replace into parked values {_placeholders(len(values), 1)}", values)
-            if change.was_noted:
-                where = (change.durable, change.seq)
-                self._writer.execute("delete from started where durable = ? and seq = ?", where)
-            if change.unparked:
-                for table in ("parked", "failures"):
-                    where = (change.durable, change.seq)
-                    self._writer.execute(f"delete from {table} where durable = ? and seq = ?", where)
-        events = [
-            (row.n, row.id, row.lane, row.subject, row.payload, encode_json(row.headers).decode(), row.created)
-            for change in changes
-            for row in change.outbox
-        ]
-        for size, values in _chunks(events):
-            self._writer.execute(f"insert into outbox values {_placeholders(7, size)}", values)
-
-    def _write_positions(self, floors: Sequence[Floor], marks: Sequence[Change]) -> None:
-        for size, values in _chunks([(change.durable, change.seq, change.ts) for change in marks]):
-            self._writer.execute(f"replace into marks values {_placeholders(3, size)}", values)
-        for floor in floors:
-            self._writer.execute(
-                "replace into floors values (?, ?, ?, ?, ?)",
-                (floor.durable, floor.stream, floor.created, floor.seq, floor.ts),
-            )
-            self._writer.execute("delete from marks where durable = ? and seq <= ?", (floor.durable, floor.seq))
-
     def load(self, durable: str) -> Loaded:
         """As state.store.Store."""
         run = self._query
         floors = run("select durable, stream, created, seq, ts from floors where durable = ?", durable)
-        lanes = run("select lane, min(seq), count(*), due from parked where durable = ? group by lane", durable)
         return Loaded(
             floor=next((Floor(durable=d, stream=s, created=c, seq=n, ts=ts) for d, s, c, n, ts in floors), None),
             marks=dict(run("select seq, ts from marks where durable = ?", durable)),
-            lanes={lane: ParkedLane(due=due, count=count) for lane, _, count, due in lanes},
+            lanes=self.load_lanes(durable),
             was_unclean=self.was_unclean,
             crashes=dict(run("select seq, crashes from started where durable = ? and crashes > 0", durable)),
+            since=dict(run("select subject, seq from since where durable = ?", durable)),
         )
+
+    def load_lanes(self, durable: str) -> dict[str, ParkedLane]:
+        """As state.store.Store."""
+        query = "select lane, min(seq), count(*), due from parked where durable = ? group by lane"
+        return {lane: ParkedLane(due=due, count=count) for lane, _, count, due in self._query(query, durable)}
 
     def fetch_row(self, table: str, key: str) -> bytes | None:
         """As state.store.Store."""
         try:
-            return self._select_row(self._reader, table, key)
+            return writes.select_row(self._reader, table, key)
         except sqlite3.Error as error:
             raise translate(self.path, error) from error
 
-    @staticmethod
-    def _select_row(connection: sqlite3.Connection, table: str, key: str) -> bytes | None:
-        query = "select cast(row as blob) from rows where table_name = ? and key = ?"
-        found = connection.execute(query, (table, key)).fetchone()
-        return found[0] if found else None
-
     def fetch_parked(self, durable: str, lane: str) -> ParkedMessage | None:
         """As state.store.Store."""
-        query = f"select {', '.join(_PARKED)} from parked where durable = ? and lane = ? order by seq limit 1"
+        columns = writes.PARKED
+        query = f"select {', '.join(columns)} from parked where durable = ? and lane = ? order by seq limit 1"
         for found in self._query(query, durable, lane):
-            message = dict(zip(_PARKED, found, strict=True))
-            journal = "select at, error from failures where durable = ? and seq = ? order by at"
-            failures = self._query(journal, durable, message["seq"])
-            return ParkedMessage(**message, journal=tuple(Failure(at=at, error=error) for at, error in failures))
+            message = dict(zip(columns, found, strict=True))
+            message["is_redriven"] = bool(message["is_redriven"])
+            return ParkedMessage(**message, journal=self._journal(durable, message["seq"]))
         return None
 
-    def fetch_outbox(self) -> list[OutboxRow]:
+    def fetch_tried(self, durable: str, seq: int) -> Tried | None:
         """As state.store.Store."""
-        columns = "n, id, lane, subject, payload, headers, created"
-        found = self._query(f"select {columns} from outbox order by n")
+        query = "select due, since, failures, attempts from tried where durable = ? and seq = ?"
+        for due, since, failures, attempts in self._query(query, durable, seq):
+            journal = self._journal(durable, seq)
+            return Tried(due=due, since=since, failures=failures, attempts=attempts, journal=journal)
+        return None
+
+    def _journal(self, durable: str, seq: int) -> tuple[Failure, ...]:
+        query = "select at, error from failures where durable = ? and seq = ? order by at"
+        return tuple(Failure(at=at, error=error) for at, error in self._query(query, durable, seq))
+
+    def fetch_started(self, durable: str, seq: int) -> Started | None:
+        """As state.store.Store."""
+        query = "select crashes, runner from started where durable = ? and seq = ?"
+        return next((Started(crashes=n, runner=r) for n, r in self._query(query, durable, seq)), None)
+
+    def count_tried(self, durable: str, now: float) -> int:
+        """As state.store.Store."""
+        return int(self._query("select count(*) from tried where durable = ? and due > ?", durable, now)[0][0])
+
+    def fetch_dead(self, durable: str, seq: int) -> DeadLetter | None:
+        """As state.store.Store."""
+        columns = ("handler", "at", "error", "state", "redrives", "resolved_at", "note")
+        query = f"select {', '.join(columns)} from dead where durable = ? and seq = ?"
+        for found in self._query(query, durable, seq):
+            return DeadLetter(**dict(zip(columns, found, strict=True)))
+        return None
+
+    def fetch_outbox(self, *, before: float | None = None) -> list[OutboxRow]:
+        """As state.store.Store."""
+        columns = "id, lane, subject, payload, headers, created"
+        found = self._query(f"select {columns} from outbox where created < ? order by n", before or math.inf)
         return [
-            OutboxRow(n=n, id=i, lane=lane, subject=s, payload=p, headers=msgspec.json.decode(h), created=c)
-            for n, i, lane, s, p, h, c in found
+            OutboxRow(id=i, lane=lane, subject=s, payload=p, headers=msgspec.json.decode(h), created=c)
+            for i, lane, s, p, h, c in found
         ]
 
     def _query(self, query: str, *values: object) -> list[Any]:
@@ -301,8 +306,3 @@ class SqliteStore:
         """Closes both connections; the last one out folds the log into the database."""
         self._reader.close()
         self._writer.close()
-
-
-def _placeholders(columns: int, rows: int) -> str:
-    one = "(" + ", ".join("?" * columns) + ")"
-    return ", ".join([one] * rows)

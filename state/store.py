@@ -5,9 +5,9 @@ has got, messages that wait for a later run, and events that wait to be publishe
 over all of them. Where rows lie and how is the store's business (state/sqlite.py is the default).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import attrs
 
@@ -57,7 +57,16 @@ class ParkedMessage:
     since: float = 0.0
     failures: int = 0
     attempts: int = 0
+    is_redriven: bool = False
     journal: tuple["Failure", ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Started:
+    """The note of a crash suspect's start: earlier crashes, and the process that runs it, empty when none does."""
+
+    crashes: int
+    runner: str
 
 
 @attrs.frozen(kw_only=True)
@@ -69,10 +78,36 @@ class Failure:
 
 
 @attrs.frozen(kw_only=True)
-class OutboxRow:
-    """An event that is committed and not yet stored by JetStream; ``n`` is its place in commit order."""
+class Tried:
+    """Earlier attempts of a message that the server keeps for a later one (``order="none"``); Unix seconds."""
 
-    n: int
+    due: float
+    since: float
+    failures: int
+    attempts: int
+    journal: tuple["Failure", ...] = ()
+
+
+DeadState = Literal["dead", "applied", "dropped"]
+
+
+@attrs.frozen(kw_only=True)
+class DeadLetter:
+    """A message that was given up; ``state`` tells what became of it since, ``note`` why. Instants are Unix seconds."""
+
+    handler: str
+    at: float
+    error: str
+    state: DeadState = "dead"
+    redrives: int = 0
+    resolved_at: float | None = None
+    note: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class OutboxRow:
+    """An event that is committed and not yet stored by JetStream; the store keeps the order of commits."""
+
     id: str
     lane: str
     subject: str
@@ -83,15 +118,20 @@ class OutboxRow:
 
 @attrs.define(kw_only=True)
 class Change:
-    """What one message's outcome does to the store.
+    """What one message's outcome does to the store. Without ``parked``, ``tried`` and ``dead`` it is applied.
 
     Args:
         puts: (table, key, row as JSON or None to delete).
         adds: (table, key, field, increment).
+        peeks: (name, key, value as JSON or None) of what the handler read beyond its own rows, in order.
         outbox: events to publish once this is committed.
-        parked: the message itself, when its outcome is to wait.
-        unparked: the message came from the parked ones and now has its final outcome.
+        parked: the message itself, when its outcome is to wait here.
+        tried: what is known of its attempts, when the server keeps it for the next one.
+        dead: why it is given up.
         failure: the failed attempt that this outcome records.
+        unparked: the message came from the parked ones and now has its final outcome.
+        is_redriven: it was a dead letter before; this outcome resolves that, or keeps it.
+        is_shared: other processes may have given it an outcome; the first one counts.
         was_noted: its start was noted, as a crash suspect's; the outcome takes the note back.
     """
 
@@ -101,11 +141,21 @@ class Change:
     ts: int
     puts: Sequence[tuple[str, str, bytes | None]] = ()
     adds: Sequence[tuple[str, str, str, int]] = ()
+    peeks: Sequence[tuple[str, str, bytes | None]] = ()
     outbox: Sequence[OutboxRow] = ()
     parked: ParkedMessage | None = None
-    unparked: bool = False
+    tried: Tried | None = None
+    dead: DeadLetter | None = None
     failure: Failure | None = None
+    unparked: bool = False
+    is_redriven: bool = False
+    is_shared: bool = False
     was_noted: bool = False
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether the handler succeeded."""
+        return self.parked is None and self.tried is None and self.dead is None
 
 
 @attrs.frozen(kw_only=True)
@@ -118,6 +168,7 @@ class Loaded:
         lanes: what waits.
         was_unclean: the last process ended without saying so.
         crashes: how often a process died while a message ran alone, by sequence.
+        since: the first sequence that each of its subjects was read from.
     """
 
     floor: Floor | None
@@ -125,6 +176,7 @@ class Loaded:
     lanes: dict[str, "ParkedLane"]
     was_unclean: bool = False
     crashes: dict[int, int] = attrs.field(factory=dict)
+    since: dict[str, int] = attrs.field(factory=dict)
 
 
 @attrs.define(kw_only=True)
@@ -135,17 +187,29 @@ class ParkedLane:
     count: int
 
 
+Place = tuple[str, int]
+"""A message's place: durable and sequence."""
+
+
 class Store(Protocol):
-    """One writer, in a thread of its own; the readers run on the caller's thread and see committed rows only."""
+    """One writer, in a thread of its own; the readers run on the caller's thread and see committed rows only.
+
+    ``is_owner`` is false for the store of tables that all processes serve.
+    """
+
+    is_owner: bool
 
     def commit(
-        self, changes: Sequence[Change], floors: Sequence[Floor], *, marks: Sequence[Change], sent: Sequence[int]
-    ) -> None:
+        self, changes: Sequence[Change], floors: Sequence[Floor], *, marks: Sequence[Change], sent: Sequence[str]
+    ) -> Set[Place]:
         """Makes the changes real in one transaction, in order.
 
         Args:
             marks: those of ``changes`` that lie above their durable's floor and need a marker.
-            sent: outbox rows that JetStream has stored.
+            sent: ids of outbox rows that JetStream has stored.
+
+        Returns:
+            The places of shared changes that were not made, since another process had given them an outcome.
 
         Raises:
             StoreUnwritable: nothing was written; the disk is full, read-only or failing.
@@ -156,17 +220,46 @@ class Store(Protocol):
     def load(self, durable: str) -> Loaded:
         """Reads where ``durable`` stands."""
 
+    def load_lanes(self, durable: str) -> dict[str, "ParkedLane"]:
+        """Reads which lanes wait."""
+
     def fetch_row(self, table: str, key: str) -> bytes | None:
         """Reads a committed row as JSON, or None."""
 
     def fetch_parked(self, durable: str, lane: str) -> ParkedMessage | None:
         """Reads the first waiting message of a lane."""
 
-    def fetch_outbox(self) -> list[OutboxRow]:
-        """Reads every event that is not published yet, in commit order."""
+    def fetch_tried(self, durable: str, seq: int) -> Tried | None:
+        """Reads the earlier attempts of a message that the server keeps."""
 
-    def note_start(self, durable: str, seq: int) -> None:
+    def fetch_started(self, durable: str, seq: int) -> Started | None:
+        """Reads the note of a message's start."""
+
+    def fetch_dead(self, durable: str, seq: int) -> DeadLetter | None:
+        """Reads what is known of a message that was given up."""
+
+    def count_tried(self, durable: str, now: float) -> int:
+        """Counts the messages that the server keeps until an instant after ``now``."""
+
+    def fetch_outbox(self, *, before: float | None = None) -> list[OutboxRow]:
+        """Reads every event that is not published yet, in commit order; with ``before``, those created earlier only."""
+
+    def note_start(self, durable: str, seq: int, crashes: int) -> None:
         """Notes that a crash suspect is about to run, in a transaction of its own.
+
+        Raises:
+            StoreError: as ``commit``.
+        """
+
+    def note_since(self, durable: str, since: Mapping[str, int]) -> None:
+        """Notes from which sequence on subjects are read, unless that is known.
+
+        Raises:
+            StoreError: as ``commit``.
+        """
+
+    def note_gone(self, durable: str, first_seq: int, last_seq: int, what: str) -> None:
+        """Notes a range that can't be read any more: ``expired``, or ``lost`` with its stream's end.
 
         Raises:
             StoreError: as ``commit``.

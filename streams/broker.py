@@ -7,8 +7,6 @@ Callbacks given to nats-py never raise and never block, for an error in one woul
 """
 
 import asyncio
-import base64
-import datetime as dt
 import json
 import logging
 import random
@@ -26,6 +24,7 @@ from nats.aio.subscription import Subscription
 
 from models.errors import ApiError, BrokerError, BrokerUnavailable
 from streams.access import Access
+from streams.deliveries import PullStatus, StoredMessage, parse_delivery, parse_status, parse_stored
 from streams.message import Message
 
 log = logging.getLogger(__name__)
@@ -48,32 +47,12 @@ READ_BATCH_COUNT = 500
 
 
 @attrs.frozen(kw_only=True)
-class PullStatus:
-    """A status that answers a pull request instead of a message, with what the request still asked for."""
-
-    code: int
-    description: str
-    pending_messages: int
-
-
-@attrs.frozen(kw_only=True)
 class PubAck:
     """JetStream has stored a message, or had it already."""
 
     stream: str
     seq: int
     is_duplicate: bool
-
-
-@attrs.frozen(kw_only=True)
-class StoredMessage:
-    """A message as its stream keeps it."""
-
-    subject: str
-    seq: int
-    ts: int
-    payload: bytes
-    headers: dict[str, str]
 
 
 class Inbox:
@@ -311,7 +290,7 @@ class Broker:
             if error.code == MESSAGE_NOT_FOUND:
                 return None
             raise
-        return _stored(answer["message"])
+        return parse_stored(answer["message"])
 
     async def last_message(self, stream: str, subject: str) -> StoredMessage:
         """Reads the last message on a subject.
@@ -319,7 +298,7 @@ class Broker:
         Raises:
             ApiError: there is none.
         """
-        return _stored((await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}))["message"])
+        return parse_stored((await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}))["message"])
 
     async def publish(self, subject: str, payload: bytes, headers: dict[str, str], *, timeout_s: float = 5) -> PubAck:
         """Publishes and waits until JetStream has stored the message.
@@ -358,10 +337,14 @@ class Broker:
         _pass_cancellation_on()
         return answer.data
 
-    async def subscribe_pulls(
-        self, on_message: Callable[[Message], None], on_status: Callable[[PullStatus], None]
+    def new_inbox(self) -> str:
+        """A subject that nobody else knows."""
+        return str(self._client.new_inbox())
+
+    async def subscribe_deliveries(
+        self, subject: str, on_message: Callable[[Message], None], on_status: Callable[[PullStatus], None]
     ) -> Inbox:
-        """Opens an inbox for the answers to pull requests; neither function may raise or block."""
+        """Listens on an inbox for what a consumer delivers; neither function may raise or block."""
 
         async def receive(message: Msg) -> None:
             if message.reply.startswith(ACK_PREFIX):
@@ -370,7 +353,6 @@ class Broker:
                 on_status(parse_status(message.headers or {}))
 
         self._refuse_once_closed("can't subscribe")
-        subject = self._client.new_inbox()
         try:
             subscription = await self._client.subscribe(
                 subject, cb=receive, pending_msgs_limit=-1, pending_bytes_limit=-1
@@ -451,43 +433,6 @@ def _pass_cancellation_on() -> None:
     task = asyncio.current_task()
     if task and task.cancelling():
         raise asyncio.CancelledError
-
-
-def parse_delivery(subject: str, payload: bytes, reply: str) -> Message:
-    """Reads a message's place from its reply subject, in the nine-token form or the longer one with a domain."""
-    tokens = reply.split(".")
-    at = 2 if len(tokens) == 9 else 4
-    return Message(tokens[at], subject, payload, reply, int(tokens[at + 3]), int(tokens[at + 4]), int(tokens[at + 5]))
-
-
-def parse_status(headers: Mapping[str, str]) -> PullStatus:
-    """Reads the status that answers a pull request; an unreadable one counts as 100, a sign of life."""
-    code = headers.get("Status", "100")
-    pending = headers.get("Nats-Pending-Messages", "0")
-    return PullStatus(
-        code=int(code) if code.isdecimal() else 100,
-        description=headers.get("Description", "") or "",
-        pending_messages=int(pending) if pending.isdecimal() else 0,
-    )
-
-
-def parse_instant_ns(text: str) -> int:
-    """Reads the server's instants in UTC, which have up to nine digits of a second, as nanoseconds since 1970."""
-    whole, _, rest = text.removesuffix("Z").partition(".")
-    seconds = int(dt.datetime.fromisoformat(whole + "+00:00").timestamp())
-    return seconds * 1_000_000_000 + int(rest.ljust(9, "0") or "0")
-
-
-def _stored(message: Mapping[str, Any]) -> StoredMessage:
-    lines = base64.b64decode(message.get("hdrs", "")).decode("utf-8", "replace").split("\r\n")[1:]
-    pairs = (line.partition(":") for line in lines if line)
-    return StoredMessage(
-        subject=message["subject"],
-        seq=message["seq"],
-        ts=parse_instant_ns(message["time"]),
-        payload=base64.b64decode(message.get("data", "")),
-        headers={name.strip(): value.strip() for name, _, value in pairs},
-    )
 
 
 def _next_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:

@@ -2,11 +2,10 @@
 
 import datetime as dt
 import json
-from collections.abc import Callable
 
 import attrs
 
-from state.store import Change, Failure, OutboxRow, ParkedMessage
+from state.store import Change, DeadLetter, Failure, OutboxRow, ParkedMessage, Tried
 from streams.context import Effects
 from streams.runner import Item
 from streams.topology import DEAD_LETTER_PREFIX, HEADER_BUDGET_BYTES
@@ -14,7 +13,8 @@ from streams.verdict import History, Verdict
 
 DEAD_LETTER_HEADER = "Tipstream-"
 JOURNAL_COUNT = 10
-JOURNAL_BYTES = 8 * 1024  # of HEADER_BUDGET_BYTES; the newest failure alone takes less than half of it
+JOURNAL_BYTES = 7 * 1024  # of HEADER_BUDGET_BYTES; the newest failure alone takes less than half of it
+TEXT_BYTES = 2000  # each of subject, error and traceback
 
 
 def new_change(durable: str, item: Item) -> Change:
@@ -26,24 +26,22 @@ def new_change(durable: str, item: Item) -> Change:
         seq=message.seq,
         ts=message.ts,
         unparked=item.is_parked,
+        is_redriven=item.is_redriven,
+        is_shared=item.is_shared,
         was_noted=item.was_noted,
     )
 
 
-def applied(durable: str, item: Item, effects: Effects | None, *, now: float, next_n: Callable[[], int]) -> Change:
-    """The change of a message whose handler succeeded.
-
-    Args:
-        next_n: gives each event its place in commit order.
-    """
+def applied(durable: str, item: Item, effects: Effects | None, *, now: float) -> Change:
+    """The change of a message whose handler succeeded."""
     change = new_change(durable, item)
     if effects is None:
         return change
     change.puts = [(table, key, row) for (table, key), row in effects.puts.items()]
     change.adds = effects.adds
+    change.peeks = effects.peeks
     change.outbox = [
         OutboxRow(
-            n=next_n(),
             id=f"{item.handler.name}:{item.message.stream}:{item.seq}:{item.ts}:{number}",
             lane=f"{durable}:{item.key}",
             subject=subject,
@@ -85,45 +83,75 @@ def parked_behind(durable: str, item: Item) -> Change:
         lane=item.key,
         subject=message.subject,
         payload=message.payload,
+        is_redriven=item.is_redriven,
     )
     return change
 
 
-def dead(durable: str, item: Item, verdict: Verdict, *, now: float, n: int, max_payload_bytes: int) -> Change:
+def tried(durable: str, item: Item, verdict: Verdict, *, now: float) -> Change:
+    """The change of a message that was tried and that the server keeps for its next attempt."""
+    history = item.history or History()
+    change = new_change(durable, item)
+    change.tried = Tried(
+        due=now + verdict.delay_s,
+        since=now - history.age_s,
+        failures=history.failures + verdict.is_failure,
+        attempts=history.attempts + 1,
+    )
+    if verdict.is_failure:
+        change.failure = Failure(at=now, error=verdict.error or "")
+    return change
+
+
+@attrs.frozen(kw_only=True)
+class LetterFacts:
+    """What a dead letter says beside its message: the stream's creation, the application's version."""
+
+    epoch: str
+    version: str
+    max_payload_bytes: int
+
+
+def dead(durable: str, item: Item, verdict: Verdict, *, now: float, facts: LetterFacts) -> Change:
     """The change of a message that is given up: its dead letter, in the outbox.
 
     The payload is the original one; what is known about it stands in headers, in ASCII, whatever the message held. A
-    message too large to be copied beside its headers is replaced by a pointer to where it lies.
-
-    Args:
-        n: the dead letter's place in commit order.
-        max_payload_bytes: the server's limit for a message with its headers.
+    message too large to be copied beside its headers is replaced by a pointer to where it lies. A dead letter that was
+    tried once more and failed stays the one it is.
     """
     message = item.message
+    error = verdict.error or ""
+    change = new_change(durable, item)
+    change.dead = DeadLetter(handler=item.handler.name, at=now, error=error)
+    if item.is_redriven:
+        return change
     failures = (item.history.failures if item.history else 0) + verdict.is_failure
-    facts = {
+    headers = {
         "Stream": message.stream,
+        "Epoch": facts.epoch,
         "Sequence": str(message.seq),
         "Subject": _ascii(message.subject),
         "Time": instant(message.ts / 1e9),
         "Handler": item.handler.name,
         "Failures": str(failures),
-        "Error": _ascii(verdict.error or ""),
+        "Error": _ascii(error),
         "Attempts": _journal(item, verdict, now),
+        "Version": facts.version,
+        "Schema": f"{item.handler.event.__name__}:{item.handler.fingerprint}",
     }
+    if verdict.trace:
+        headers["Traceback"] = verdict.trace.encode("unicode_escape").decode("ascii")[-TEXT_BYTES:]
     payload = message.payload
-    if len(payload) + HEADER_BUDGET_BYTES > max_payload_bytes:
-        facts["Pointer"] = f"{message.stream}:{message.seq}"
+    if len(payload) + HEADER_BUDGET_BYTES > facts.max_payload_bytes:
+        headers["Pointer"] = f"{message.stream}:{message.seq}"
         payload = b""
-    change = new_change(durable, item)
     change.outbox = [
         OutboxRow(
-            n=n,
             id=f"{item.handler.name}:{message.stream}:{message.seq}:{message.ts}:dead",
             lane=f"{DEAD_LETTER_PREFIX}{message.stream}:{message.seq}",
             subject=f"{DEAD_LETTER_PREFIX}{message.stream}.{item.handler.name}.{message.seq}",
             payload=payload,
-            headers={DEAD_LETTER_HEADER + name: value for name, value in facts.items()},
+            headers={DEAD_LETTER_HEADER + name: value for name, value in headers.items()},
             created=now,
         )
     ]
@@ -147,4 +175,4 @@ def instant(seconds: float) -> str:
 
 def _ascii(text: str) -> str:
     """Text of users as printable ASCII in one line; the rest is escaped."""
-    return text.encode("unicode_escape").decode("ascii")[:2000]
+    return text.encode("unicode_escape").decode("ascii")[:TEXT_BYTES]

@@ -10,13 +10,13 @@ import collections
 import concurrent.futures
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence, Set
 from typing import Any, Protocol
 
 import attrs
 
 from models.errors import StoreCorrupt, StoreError, StoreFenced, StoreUnwritable
-from state.store import Change, Floor, Store
+from state.store import Change, Floor, Place, Store
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Participant(Protocol):
         """Marks the entries' messages as settled and computes the floor that their commit makes true."""
 
     async def on_committed(self, entries: "Sequence[Entry]", floor: Floor | None) -> None:
-        """Called in commit order once the entries are durable."""
+        """Called in commit order once the entries are durable; ``is_repeated`` ones were it before."""
 
     def refuse(self, entry: "Entry", error: StoreError) -> "Entry":
         """Chooses what to commit for a message whose own change the store refused."""
@@ -48,11 +48,15 @@ class Participant(Protocol):
 
 @attrs.define(eq=False)
 class Entry:
-    """One outcome on its way into the store; ``outcome`` is what the participant remembers of it."""
+    """One outcome on its way into the store; ``outcome`` is what the participant remembers of it.
+
+    ``is_repeated`` is set when another process had given the message its outcome, so that nothing was written.
+    """
 
     participant: Participant
     change: Change
     outcome: Any = None
+    is_repeated: bool = False
 
 
 class Committer:
@@ -60,18 +64,26 @@ class Committer:
 
     Args:
         observe: told the number of outcomes and the seconds of every commit.
+        executor: the one thread of several committers; None takes a thread of its own.
     """
 
-    def __init__(self, store: Store, *, observe: Callable[[int, float], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        observe: Callable[[int, float], None],
+        executor: concurrent.futures.Executor | None = None,
+    ) -> None:
         self._store = store
         self._observe = observe
         self._queue: collections.deque[Entry] = collections.deque()
-        self._sent: list[int] = []
+        self._sent: list[str] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._participants: list[Participant] = []
-        self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._has_own_executor = executor is None
+        self._executor = executor or concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
         self.failure: str | None = None
         self.fenced: asyncio.Event = asyncio.Event()
 
@@ -86,18 +98,21 @@ class Committer:
             self._idle.clear()
             self._wake.set()
 
-    def forget_sent(self, n: int) -> None:
+    def forget_sent(self, row_id: str) -> None:
         """Has an outbox row that JetStream has stored deleted with the next commit."""
-        self._sent.append(n)
+        self._sent.append(row_id)
         if self.failure is None:
             self._idle.clear()
         self._wake.set()
 
-    async def note_start(self, durable: str, seq: int) -> bool:
+    async def note_start(self, durable: str, seq: int, crashes: int) -> bool:
         """Notes durably that a crash suspect is about to run; False when the store takes no writes."""
-        loop = asyncio.get_running_loop()
+        return await self.note(lambda: self._store.note_start(durable, seq, crashes))
+
+    async def note(self, write: Callable[[], None]) -> bool:
+        """Runs a transaction of its own in the commit thread; False when the store takes no writes."""
         try:
-            await loop.run_in_executor(self._executor, self._store.note_start, durable, seq)
+            await asyncio.get_running_loop().run_in_executor(self._executor, write)
         except StoreFenced:
             self.fenced.set()
             return False
@@ -156,20 +171,22 @@ class Committer:
         for participant, entries, floor in floors:
             await participant.on_committed(entries, floor)
 
-    async def _write(self, batch: Sequence[Entry], floors: Sequence[Floor], sent: Sequence[int]) -> None:
+    async def _write(self, batch: Sequence[Entry], floors: Sequence[Floor], sent: Sequence[str]) -> None:
         """Commits a batch whole; if that fails for another reason than the disk, message by message."""
         above = {floor.durable: floor.seq for floor in floors}
         changes = [entry.change for entry in batch]
-        marks = [change for change in changes if change.seq > above.get(change.durable, -1)]
+        marks = [change for change in changes if not change.tried and change.seq > above.get(change.durable, -1)]
         try:
-            await self._in_thread(changes, floors, marks, sent)
+            done = await self._in_thread(changes, floors, marks, sent)
+            for entry in batch if done else ():
+                entry.is_repeated = (entry.change.durable, entry.change.seq) in done
         except _FATAL:
             raise
         except StoreError as error:
             log.error("a commit failed, retrying message by message", extra={"fields": {"error": str(error)}})
             await self._write_one_by_one(batch, floors, sent)
 
-    async def _write_one_by_one(self, batch: Sequence[Entry], floors: Sequence[Floor], sent: Sequence[int]) -> None:
+    async def _write_one_by_one(self, batch: Sequence[Entry], floors: Sequence[Floor], sent: Sequence[str]) -> None:
         done = []
         try:
             for entry in batch:
@@ -183,19 +200,25 @@ class Committer:
 
     async def _write_alone(self, entry: Entry) -> None:
         try:
-            await self._in_thread([entry.change], [], [entry.change], [])
+            await self._write_change(entry)
         except _FATAL:
             raise
         except StoreError as error:
             refused = entry.participant.refuse(entry, error)
             entry.change, entry.outcome = refused.change, refused.outcome
-            await self._in_thread([entry.change], [], [entry.change], [])
+            await self._write_change(entry)
+
+    async def _write_change(self, entry: Entry) -> None:
+        change = entry.change
+        entry.is_repeated = bool(await self._in_thread([change], [], [] if change.tried else [change], []))
 
     async def _in_thread(
-        self, changes: Sequence[Change], floors: Sequence[Floor], marks: Sequence[Change], sent: Sequence[int]
-    ) -> None:
+        self, changes: Sequence[Change], floors: Sequence[Floor], marks: Sequence[Change], sent: Sequence[str]
+    ) -> Set[Place]:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._executor, lambda: self._store.commit(changes, floors, marks=marks, sent=sent))
+        return await loop.run_in_executor(
+            self._executor, lambda: self._store.commit(changes, floors, marks=marks, sent=sent)
+        )
 
     def _fail(self, reason: str) -> None:
         self.failure = reason
@@ -223,8 +246,15 @@ class Committer:
             participant.on_store_recovery()
 
     def close(self) -> None:
-        """Ends the thread once its commit has ended."""
-        self._executor.shutdown(wait=True)
+        """Waits until a commit under way has ended, and ends a thread of its own."""
+        if self._has_own_executor:
+            self._executor.shutdown(wait=True)
+        else:
+            self._executor.submit(_nothing).result()
+
+
+def _nothing() -> None:
+    """What comes after everything that the thread was given before."""
 
 
 async def _finished(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -3,10 +3,12 @@
 An attach checks that the stream and the durable are those that the store knows, resets the durable to the message after
 the floor, and pulls on a new inbox. From there deliveries must carry consumer sequences 1, 2, 3 …; a gap means that
 something was lost or served to somebody else. A gap, a reconnect, missed heartbeats, or a status 409 or 503 all lead to
-the next attach; what was delivered before and not started is dropped, for it comes again in order.
+the next attach; what was delivered before and not started is dropped, for it comes again in order. A shared durable,
+which several processes consume, is neither reset nor counted: an attach only asks anew.
 
 Pulls overlap: a new request is sent when a quarter of the room is free, no more is asked for than there is room, and
-each request ends at a number of bytes, so memory is bounded. The handling of messages is the sink's business
+each request ends at a number of bytes, so memory is bounded. A push durable is not asked: it sends to a subject that
+the attach has named, and is left alone while there is no room. The handling of messages is the sink's business
 (streams/worker.py).
 """
 
@@ -17,19 +19,28 @@ import random
 import time
 from typing import Protocol
 
+import attrs
+
 from models.errors import ApiError, AttachRefused, BrokerUnavailable
 from state.store import Floor
-from streams.broker import Broker, Inbox, PullStatus
+from streams.broker import Broker, Inbox
+from streams.deliveries import PullStatus
 from streams.message import Message
 from streams.position import check_stream
-from streams.provision import consumer_info, ensure_consumer, reset_consumer, stream_info
-from streams.topology import MAX_ACK_PENDING, NANOSECONDS, ConsumerSpec
+from streams.provision import (
+    consumer_info,
+    ensure_consumer,
+    first_floor,
+    point_consumer,
+    reset_consumer,
+    stream_info,
+)
+from streams.topology import HEARTBEAT_S, MAX_ACK_PENDING, NANOSECONDS, ConsumerSpec
 
 log = logging.getLogger(__name__)
 
 PULL_EXPIRES_S = 30
 PULL_LIMIT_BYTES = 16 * 1024 * 1024
-HEARTBEAT_S = 0.5
 MISSED_AFTER_S = 2 * HEARTBEAT_S + 0.3
 REFUSED_RETRY_S = 2.0
 ATTACH_GRACE_S = 0.5
@@ -38,6 +49,23 @@ STATUS_ALIVE = 100
 STATUS_ENDED = (404, 408)
 BOUND_REACHED = ("batch completed", "message size exceeds maxbytes")
 """How a request with ``max_bytes`` ends well: 409, like trouble."""
+
+
+@attrs.frozen(kw_only=True)
+class Attached:
+    """What an attach has found, before deliveries follow.
+
+    Args:
+        floor: the committed floor, or where a new durable begins.
+        delivered_seq: the highest sequence that was delivered to anybody so far.
+        subjects: the subjects that the durable filters.
+        expired: the first and the last sequence that the stream has dropped unread.
+    """
+
+    floor: Floor
+    delivered_seq: int
+    subjects: tuple[str, ...]
+    expired: tuple[int, int] | None
 
 
 class Sink(Protocol):
@@ -51,11 +79,12 @@ class Sink(Protocol):
     def lost(self) -> str | None:
         """Why deliveries can't be trusted, once one of them showed that the stream has lost data."""
 
-    def note_delivered(self, seq: int) -> None:
-        """Told, before each attach, the highest sequence that was delivered to anybody so far."""
+    async def attached(self, found: Attached) -> bool:
+        """Told before each attach; in an ordered one, what has not started is dropped, for it comes again.
 
-    def restart(self, floor: Floor) -> None:
-        """Drops what has not started; deliveries follow from the message after ``floor``."""
+        Returns:
+            False when the store can't take note of it, so that there must be no attach now.
+        """
 
     def deliver(self, message: Message) -> None:
         """Takes a message; must not raise."""
@@ -144,30 +173,47 @@ class Consumer:
         self._is_proven = False
         await self._detach()
         self._detached_at = self._detached_at or time.monotonic()
-        floor = await self._check_stream()
-        info = await ensure_consumer(self._broker, self._spec, store_id=self._store_id)
-        self._sink.note_delivered(info["delivered"]["stream_seq"])
-        self._sink.restart(floor)
-        await reset_consumer(self._broker, self._spec, self._sink_floor_seq() + 1, store_id=self._store_id)
-        self._generation += 1
-        self._outstanding, self._expected = 0, 1
-        self._received_at = time.monotonic()
-        generation = self._generation
-        self._inbox = await self._broker.subscribe_pulls(
-            lambda message: self._on_message(message, generation), lambda status: self._on_status(status, generation)
-        )
-        await self.top_up()
+        floor, expired = await self._check_stream()
+        info, was_missing = await ensure_consumer(self._broker, self._spec, store_id=self._store_id)
+        subjects = tuple(info["config"].get("filter_subjects") or [info["config"].get("filter_subject", ">")])
+        delivered_seq = info["delivered"]["stream_seq"]
+        found = Attached(floor=floor, delivered_seq=delivered_seq, subjects=subjects, expired=expired)
+        if not await self._sink.attached(found):
+            raise BrokerUnavailable("the store takes no writes")
+        inbox_subject = self._broker.new_inbox()
+        if self._spec.is_push:
+            await point_consumer(self._broker, self._spec, info, inbox_subject)
+        if was_missing or not self._spec.is_shared:
+            await reset_consumer(self._broker, self._spec, self._sink_floor_seq() + 1, store_id=self._store_id)
+        await self._listen(inbox_subject)
         self.attach_count += 1
         self.attached_at = time.monotonic()
         if self.is_refused:
             self.is_refused, self.reason = False, "not attached yet"
         log.info("attached", extra={"fields": {"durable": self._spec.durable, "from_seq": self._sink_floor_seq() + 1}})
 
+    async def _listen(self, subject: str) -> None:
+        """Takes deliveries from an inbox that nobody else knows, from consumer sequence 1 on."""
+        self._generation += 1
+        generation = self._generation
+        self._outstanding, self._expected = 0, 1
+        self._received_at = time.monotonic()
+        self._inbox = await self._broker.subscribe_deliveries(
+            subject,
+            lambda message: self._on_message(message, generation),
+            lambda status: self._on_status(status, generation),
+        )
+        await self.top_up()
+
     def _sink_floor_seq(self) -> int:
         return self._sink.floor.seq if self._sink.floor else 0
 
-    async def _check_stream(self) -> Floor:
-        """Checks the stream against the floor; the first time, there is only its creation to take note of."""
+    async def _check_stream(self) -> tuple[Floor, tuple[int, int] | None]:
+        """Checks the stream against the floor; the first time, there is only its creation to take note of.
+
+        Returns:
+            The floor, and the range that the stream has dropped before it was read, if any.
+        """
         spec, floor = self._spec, self._sink.floor
         if self._sink.lost:
             raise AttachRefused(self._sink.lost)
@@ -180,25 +226,31 @@ class Consumer:
                 "start with another STATE_DIR and NATS_DURABLE_PREFIX"
             )
         if floor is None:
-            return Floor(durable=spec.durable, stream=spec.stream, created=info["created"], seq=0, ts=0)
+            seq, ts = await first_floor(self._broker, spec, info)
+            return Floor(durable=spec.durable, stream=spec.stream, created=info["created"], seq=seq, ts=ts), None
         message = await self._broker.message_at(spec.stream, floor.seq) if floor.seq else None
         check_stream(floor, info, message.ts if message else None)
         first = info["state"]["first_seq"]
-        if first > floor.seq + 1 and info["state"]["last_seq"] > floor.seq:
-            log.error(
-                "messages may have been removed from the stream before they were read",
-                extra={"fields": {"stream": spec.stream, "from_seq": floor.seq + 1, "to_seq": first - 1}},
-            )
-        return floor
+        if first <= floor.seq + 1 or info["state"]["last_seq"] <= floor.seq:
+            return floor, None
+        log.error(
+            "messages may have been removed from the stream before they were read",
+            extra={"fields": {"stream": spec.stream, "from_seq": floor.seq + 1, "to_seq": first - 1}},
+        )
+        return floor, (floor.seq + 1, first - 1)
 
     async def _feed(self) -> None:
         """Keeps pulling until something breaks the attach off."""
         while not self._broken.is_set():
             silent_s = time.monotonic() - self._received_at
-            if self._outstanding and silent_s > MISSED_AFTER_S and not self._is_stopping:
+            is_awaiting = self._outstanding or self._spec.is_push
+            if is_awaiting and silent_s > MISSED_AFTER_S and not self._is_stopping:
                 self.break_off("missed heartbeats")
                 break
-            if self._outstanding == 0:
+            if self._spec.is_push and self._sink.room() <= 0:
+                await self._pause()
+                break
+            if not is_awaiting:
                 self._received_at = time.monotonic()
             await self.top_up()
             try:
@@ -208,6 +260,13 @@ class Consumer:
                 self._prove()
         log.warning("attaching anew", extra={"fields": {"durable": self._spec.durable, "why": self.reason}})
 
+    async def _pause(self) -> None:
+        """Listens no more while a push durable sends more than there is room for; the next attach gets it again."""
+        await self._detach()
+        self.break_off("no room for what the server sends")
+        while self._sink.room() < MAX_ACK_PENDING // 2 and self._resumed.is_set():
+            await asyncio.sleep(HEARTBEAT_S / 2)
+
     def _prove(self) -> None:
         """Takes an attach for good: a message came, or nothing has broken it off for a while."""
         self._is_proven = True
@@ -215,7 +274,7 @@ class Consumer:
 
     async def top_up(self) -> None:
         """Asks for as many messages as there is room, once that is worth a request."""
-        if self._inbox is None or self._broken.is_set() or not self._resumed.is_set():
+        if self._inbox is None or self._broken.is_set() or not self._resumed.is_set() or self._spec.is_push:
             return
         wanted = self._sink.room() - self._outstanding
         if wanted <= 0 or (wanted < MAX_ACK_PENDING // 4 and self._outstanding):
@@ -235,7 +294,7 @@ class Consumer:
         if generation != self._generation or self._broken.is_set():
             return
         self._received_at = time.monotonic()
-        if message.consumer_seq != self._expected:
+        if message.consumer_seq != self._expected and not self._spec.is_shared:
             self.break_off(f"delivery {message.consumer_seq} came instead of {self._expected}")
             return
         self._expected += 1
@@ -269,7 +328,7 @@ class Consumer:
 
         A server that is about to deliver while it unsubscribes the inbox drops that message and awaits its ack.
         """
-        if self._broken.is_set() or self.is_refused or not self.attach_count:
+        if self._broken.is_set() or self.is_refused or not self.attach_count or self._spec.is_shared:
             return
         try:
             info = await consumer_info(self._broker, self._spec.stream, self._spec.durable)

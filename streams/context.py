@@ -56,11 +56,12 @@ class Scope:
 
 @attrs.define
 class Effects:
-    """What a handler asked for: rows by (table, key), increments, and events in order."""
+    """What a handler asked for: rows by (table, key), increments, and events in order; and what it peeked at."""
 
     rows: Rows = attrs.field(factory=dict)
     puts: dict[tuple[str, str], bytes | None] = attrs.field(factory=dict)
     adds: list[tuple[str, str, str, int]] = attrs.field(factory=list)
+    peeks: list[tuple[str, str, bytes | None]] = attrs.field(factory=list)
     publishes: list[tuple[str, bytes]] = attrs.field(factory=list)
 
 
@@ -122,11 +123,32 @@ class Context:
         written = self._scope.waiting.get(place)
         if written is not None:
             return typing.cast(RowT | None, written.row)
+        return self._decoded(table, self._fetch(table, key, "get"), "get")
+
+    def peek(self, table: Table[RowT], key: str) -> RowT | None:
+        """Reads a committed row of any table and key; what was read is kept with the message, for a replay to use.
+
+        Another lane may be writing it at this moment, so two messages may see its states in either order.
+
+        Raises:
+            Retry: the row can't be read, or does not fit its class; this message is not to blame.
+        """
+        key.encode()  # a lone surrogate is an error of the handler, not of the store
+        stored = self._fetch(table, key, "peek")
+        self._collect().peeks.append((table.name, key, stored))
+        return self._decoded(table, stored, "peek")
+
+    def _fetch(self, table: AnyTable, key: str, verb: str) -> bytes | None:
         try:
-            stored = self._scope.fetch(table.name, key)
+            return self._scope.fetch(table.name, key)
+        except StoreError as error:
+            raise Retry(f"{verb}: a row of {table.name!r} can't be read: {error}") from error
+
+    def _decoded(self, table: Table[RowT], stored: bytes | None, verb: str) -> RowT | None:
+        try:
             return None if stored is None else typing.cast(RowT, table.decode(stored))
-        except (StoreError, PayloadError) as error:  # as a Reject it would end every message of the lane
-            raise Retry(f"get: a row of {table.name!r} can't be read: {error}") from error
+        except PayloadError as error:  # as a Reject it would end every message of the lane
+            raise Retry(f"{verb}: a row of {table.name!r} can't be read: {error}") from error
 
     def put(self, table: Table[RowT], key: str, row: RowT) -> None:
         """Writes a row of the lane's own key.

@@ -16,6 +16,7 @@ class Message:
         seq: its sequence in the stream.
         consumer_seq: the delivery's place among this consumer's deliveries since its last reset.
         ts: when the stream stored it, in nanoseconds since 1970.
+        num_delivered: how often the server has delivered it, as far as it remembers.
     """
 
     stream: str
@@ -25,3 +26,4 @@ class Message:
     seq: int
     consumer_seq: int
     ts: int
+    num_delivered: int = 1

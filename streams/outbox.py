@@ -48,29 +48,24 @@ class Outbox:
     """The publisher of one worker process.
 
     Args:
-        forget: told the ``n`` of every row that is stored, to have it deleted.
+        forget: told the id of every row that is stored, to have it deleted.
     """
 
-    def __init__(self, broker: Broker, *, forget: Callable[[int], None]) -> None:
+    def __init__(self, broker: Broker, *, forget: Callable[[str], None]) -> None:
         self._broker = broker
         self._forget = forget
         self._rows: collections.deque[Waiting] = collections.deque()
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
-        self._next_n = 1
         self.error: str | None = None
 
     def load(self, rows: Iterable[OutboxRow]) -> None:
-        """Takes over the rows that an earlier run left."""
+        """Takes over the rows that an earlier run, or another process, left."""
+        known = {waiting.row.id for waiting in self._rows}
         for row in rows:
-            self._next_n = max(self._next_n, row.n + 1)
-            self.enqueue(Waiting(row, is_in_doubt=True))
-
-    def next_n(self) -> int:
-        """Gives the place of the next row in commit order; call it in the order of submission."""
-        self._next_n += 1
-        return self._next_n - 1
+            if row.id not in known:
+                self.enqueue(Waiting(row, is_in_doubt=True))
 
     @property
     def unsent_count(self) -> int:
@@ -101,7 +96,7 @@ class Outbox:
             wave = self._choose_wave()
             known = await self._look_up([waiting.row for waiting in wave if waiting.is_in_doubt])
             stored = await asyncio.gather(*(self._publish(waiting, known) for waiting in wave))
-            self._settle({waiting.row.n: is_stored for waiting, is_stored in zip(wave, stored, strict=True)})
+            self._settle({waiting.row.id: is_stored for waiting, is_stored in zip(wave, stored, strict=True)})
             failures = 0 if all(stored) else min(failures + 1, 8)
             if not self._rows:
                 self._wake.clear()
@@ -118,11 +113,11 @@ class Outbox:
                 break
         return list(wave.values())
 
-    def _settle(self, stored: Mapping[int, bool]) -> None:
-        remaining = collections.deque(waiting for waiting in self._rows if not stored.get(waiting.row.n))
+    def _settle(self, stored: Mapping[str, bool]) -> None:
+        remaining = collections.deque(waiting for waiting in self._rows if not stored.get(waiting.row.id))
         for waiting in self._rows:
-            if stored.get(waiting.row.n):
-                self._forget(waiting.row.n)
+            if stored.get(waiting.row.id):
+                self._forget(waiting.row.id)
                 if waiting.on_stored:
                     waiting.on_stored()
         self._rows = remaining

@@ -6,10 +6,11 @@ turn.
 """
 
 import functools
+import json
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import attrs
@@ -24,10 +25,11 @@ from streams.held import Held
 from streams.message import Message
 from streams.outbox import Outbox, Waiting
 from streams.parked import ParkedLanes
-from streams.position import Position
+from streams.position import Position, SharedPosition
 from streams.runner import Item
 from streams.stats import TableStats
 from streams.suspects import Gate
+from streams.topology import MAX_ACK_PENDING
 from streams.verdict import Verdict, describe
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @attrs.frozen(kw_only=True)
 class Services:
-    """What the workers of one process share."""
+    """What the workers of one process share; ``alive`` names the processes of this STATE_DIR that live."""
 
     broker: Broker
     store: Store
@@ -45,18 +47,25 @@ class Services:
     publishable: Callable[[str], bool]
     gate: Gate
     rng: random.Random
+    version: str
+    alive: Callable[[], Collection[str]]
 
 
 @attrs.define(kw_only=True)
 class Hand:
-    """What one worker has in hand: deliveries, parked lanes, rows that wait for their commit, and its position."""
+    """What one worker has in hand: deliveries, parked lanes, rows that wait for their commit, and its position.
+
+    Of the processes that share a table only one ``runs_parked``: the owner.
+    """
 
     durable: str
     stats: TableStats
+    is_shared: bool = False
+    runs_parked: bool = True
     held: Held = attrs.field(factory=Held)
     parked: ParkedLanes = attrs.field(factory=ParkedLanes)
     waiting: Rows = attrs.field(factory=dict)
-    position: Position | None = None
+    position: Position | SharedPosition | None = None
 
 
 @attrs.define(eq=False)
@@ -100,17 +109,19 @@ class Outcomes:
 
     def settle(self, item: Item, verdict: Verdict, effects: Effects | None) -> None:
         """Turns a verdict into a change and hands it to the committer."""
-        now, hand, outbox = time.time(), self._hand, self._services.outbox
+        now, hand = time.time(), self._hand
         if verdict.kind == "applied":
-            change = changes.applied(hand.durable, item, effects, now=now, next_n=outbox.next_n)
+            change = changes.applied(hand.durable, item, effects, now=now)
             rows = effects.rows if effects else {}
             hand.waiting.update(rows)
             self._submit(Outcome(item, verdict, rows), change)
             return
         hand.stats.failed(item.handler.name)
         log.warning("handler failed", extra={"fields": _failure_fields(item, verdict)})
-        if verdict.kind == "dead":
+        if verdict.kind == "dead" or item.is_redriven:
             change = self._dead(item, verdict, now)
+        elif self._may_nak(item, now):
+            change = changes.tried(hand.durable, item, verdict, now=now)
         else:
             change = changes.parked(hand.durable, item, verdict, now=now)
             if not item.is_parked:
@@ -122,9 +133,26 @@ class Outcomes:
         self._hand.parked.join(item.key)
         self._submit(Outcome(item, Verdict(kind="parked"), {}), changes.parked_behind(self._hand.durable, item))
 
+    def _may_nak(self, item: Item, now: float) -> bool:
+        """Whether the server may keep a failed message until its next attempt: without order, within a bound.
+
+        A message that waits there takes one of the places of ``max_ack_pending``, of all workers.
+        """
+        if not self._hand.is_shared or item.is_parked:
+            return False
+        try:
+            return self._services.store.count_tried(self._hand.durable, now) < MAX_ACK_PENDING // 2
+        except StoreError:
+            return False
+
     def _dead(self, item: Item, verdict: Verdict, now: float) -> Change:
-        limit, n = self._services.broker.max_payload_bytes, self._services.outbox.next_n()
-        return changes.dead(self._hand.durable, item, verdict, now=now, n=n, max_payload_bytes=limit)
+        position = self._hand.position
+        facts = changes.LetterFacts(
+            epoch=position.floor.created if position else "",
+            version=self._services.version,
+            max_payload_bytes=self._services.broker.max_payload_bytes,
+        )
+        return changes.dead(self._hand.durable, item, verdict, now=now, facts=facts)
 
     def _submit(self, outcome: Outcome, change: Change) -> None:
         self._services.committer.submit(Entry(self, change, outcome))
@@ -139,17 +167,25 @@ class Outcomes:
 
     async def on_committed(self, entries: Sequence[Entry], floor: Floor | None) -> None:
         """Acks what is durable now, and lets its events and the rest of its lane go."""
-        hand, replies, marks = self._hand, [], {}
+        hand = self._hand
+        replies: list[str] = []
+        marks: dict[int, int] = {}
         for entry in entries:
             outcome: Outcome = entry.outcome
             item = outcome.item
             hand.held.discard(item)
             self._forget_rows(outcome.rows)
+            if entry.is_repeated:
+                self._drop(entry.change, item, replies)
+                continue
             hand.stats.committed(item, outcome.verdict.kind)
             marks[item.seq] = item.ts
-            is_dead = outcome.verdict.kind == "dead"
-            self._release(entry.change, item, is_dead=is_dead)
-            if item.message.reply and not is_dead:
+            has_letter = entry.change.dead is not None and not item.is_redriven
+            self._release(entry.change, item, is_dead=has_letter)
+            if entry.change.tried:
+                delay = json.dumps({"delay": int(outcome.verdict.delay_s * 1e9)})
+                self._owner.finish(item.message, b"-NAK " + delay.encode())
+            elif item.message.reply and not has_letter:
                 replies.append(item.message.reply)
         hand.stats.touched()
         if hand.position and floor:
@@ -163,10 +199,19 @@ class Outcomes:
         for row in change.outbox:
             terminate = functools.partial(self._owner.finish, item.message, b"+TERM")
             self._services.outbox.enqueue(Waiting(row, terminate if is_dead else None))
-        if change.parked and change.parked.attempts:
+        if change.parked and not self._hand.runs_parked:
+            self._hand.parked.finish_first(item.key, time.time())
+        elif change.parked and change.parked.attempts:
             self._hand.parked.schedule(item.key, change.parked.due)
         elif item.is_parked:
             self._hand.parked.finish_first(item.key, time.time())
+
+    def _drop(self, change: Change, item: Item, replies: list[str]) -> None:
+        """Lets a message go that another process has given its outcome."""
+        if change.parked and not item.is_parked:
+            self._hand.parked.finish_first(item.key, time.time())
+        if item.message.reply:
+            replies.append(item.message.reply)
 
     def _forget_rows(self, rows: Rows) -> None:
         """Forgets rows that are committed, unless a later message has written them again."""

@@ -27,6 +27,14 @@ class ParkedLanes:
         self._scheduled = set(self._counts)
         self.message_count = sum(self._counts.values())
 
+    def discover(self, lanes: Mapping[str, ParkedLane]) -> None:
+        """Takes the lanes over that another process has parked."""
+        for key, lane in lanes.items():
+            if key not in self._counts:
+                self._counts[key] = lane.count
+                self.message_count += lane.count
+                self.schedule(key, lane.due)
+
     def __contains__(self, key: str) -> bool:
         return key in self._counts
 

@@ -81,6 +81,46 @@ class Position:
             self.marks = {seq: ts for seq, ts in self.marks.items() if seq > floor.seq}
 
 
+class SharedPosition:
+    """The position of a durable that several processes consume: the server's own floor, which only their acks move.
+
+    Every ack follows a commit, so that all up to that floor have their outcome. Above it, the store's marks tell.
+
+    Args:
+        floor: the committed floor.
+        is_stored: whether the store has it.
+    """
+
+    def __init__(self, floor: Floor, *, is_stored: bool) -> None:
+        self.floor = floor
+        self.window_count = 0
+        self._newest = floor
+        self._is_stored = is_stored
+
+    def restart(self) -> None:
+        """An attach changes nothing: what was delivered is still ours."""
+
+    def is_done(self, seq: int, ts: int) -> bool:
+        """Whether a message has its outcome for certain; one above the floor may have it all the same."""
+        return seq <= self.floor.seq
+
+    def append(self, place: Place) -> None:
+        """Deliveries don't move the floor."""
+
+    def note_server_floor(self, seq: int, ts: int) -> None:
+        """Takes the server's floor and the timestamp of the message there."""
+        if seq > self._newest.seq:
+            self._newest = attrs.evolve(self.floor, seq=seq, ts=ts)
+
+    def advance(self) -> Floor | None:
+        """The floor to store, or None while there is no newer one."""
+        return self._newest if self._newest.seq > self.floor.seq or not self._is_stored else None
+
+    def committed(self, floor: Floor, marks: dict[int, int]) -> None:
+        """Takes over what a commit made real."""
+        self.floor, self._is_stored = floor, True
+
+
 def lost(floor: Floor, what: str) -> AttachRefused:
     """The error for a stream that is no longer the one that the store has read."""
     return AttachRefused(

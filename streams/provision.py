@@ -4,6 +4,7 @@ A worker calls ``ensure_streams`` and ``ensure_consumer``, which only create. ``
 ``python -m app streams``.
 """
 
+import datetime as dt
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from models.errors import ApiError, AttachRefused
 from streams.broker import CONSUMER_EXISTS, CONSUMER_NOT_FOUND, MIN_SERVER, STREAM_NOT_FOUND, Broker
 from streams.topology import (
+    NANOSECONDS,
     STORE_KEY,
     ConsumerSpec,
     Step,
@@ -75,16 +77,17 @@ async def create_stream(broker: Broker, config: Mapping[str, object]) -> None:
             raise
 
 
-async def ensure_consumer(broker: Broker, spec: ConsumerSpec, *, store_id: str) -> Any:
+async def ensure_consumer(broker: Broker, spec: ConsumerSpec, *, store_id: str) -> tuple[Any, bool]:
     """Creates the durable when it is missing.
 
     Returns:
-        Its information as the server gives it.
+        Its information as the server gives it, and whether it was missing.
 
     Raises:
         AttachRefused: the durable belongs to another store, or is set so that messages get lost.
     """
     found = await consumer_info(broker, spec.stream, spec.durable)
+    was_missing = found is None
     if found is None:
         body = {"stream_name": spec.stream, "action": "create", "config": consumer_config(spec, store_id=store_id)}
         try:
@@ -95,9 +98,55 @@ async def ensure_consumer(broker: Broker, spec: ConsumerSpec, *, store_id: str) 
                 raise
             found = await broker.api(f"CONSUMER.INFO.{spec.stream}.{spec.durable}")
     check_identity(spec.durable, found["config"], store_id)
-    if problems := dangers(found["config"]):
+    if problems := dangers(found["config"], is_push=spec.is_push):
         raise AttachRefused(f"durable {spec.durable} has {', '.join(problems)}: run 'streams apply', or delete it")
-    return found
+    return found, was_missing
+
+
+async def point_consumer(broker: Broker, spec: ConsumerSpec, found: Mapping[str, Any], deliver_subject: str) -> None:
+    """Has a push durable deliver to another subject, and leaves all else as it is.
+
+    Raises:
+        ApiError: somebody still listens on the former one.
+    """
+    config = {**found["config"], "deliver_subject": deliver_subject}
+    body = {"stream_name": spec.stream, "action": "update", "config": config}
+    await broker.api(f"CONSUMER.CREATE.{spec.stream}.{spec.durable}", body)
+
+
+async def first_floor(broker: Broker, spec: ConsumerSpec, info: Mapping[str, Any]) -> tuple[int, int]:
+    """Where a durable begins that was never read: the sequence before its first message, and that one's timestamp.
+
+    Args:
+        info: what the server says of the stream.
+    """
+    state = info["state"]
+    if spec.start == "all":
+        seq = state["first_seq"] - 1
+    elif spec.start == "new":
+        seq = state["last_seq"]
+    elif isinstance(spec.start, int):
+        seq = min(spec.start - 1, state["last_seq"])
+    else:
+        seq = await _seq_before(broker, spec.stream, spec.start)
+    seq = max(0, seq)
+    message = await broker.message_at(spec.stream, seq) if seq else None
+    return seq, message.ts if message else 0
+
+
+async def _seq_before(broker: Broker, stream: str, start: object) -> int:
+    """The last sequence before an instant, which the server finds for a consumer that starts there."""
+    config = {
+        "deliver_policy": "by_start_time",
+        "opt_start_time": start.isoformat() if isinstance(start, dt.datetime) else start,
+        "ack_policy": "none",
+        "mem_storage": True,
+        "num_replicas": 1,
+        "inactive_threshold": NANOSECONDS,
+    }
+    created = await broker.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
+    await broker.api(f"CONSUMER.DELETE.{stream}.{created['name']}")
+    return int(created["delivered"]["stream_seq"])
 
 
 def check_identity(durable: str, config: Mapping[str, Any], store_id: str) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Item:
         event: the decoded payload, or None with ``error`` set.
         place: its place among the deliveries since the last attach.
         is_parked: it comes from the store's parked messages and has been acked already.
+        is_redriven: it was a dead letter before.
+        is_shared: other processes may have been given it too.
         was_noted: it runs alone, as a crash suspect, and its start was noted.
     """
 
@@ -43,6 +46,8 @@ class Item:
     place: Place | None = None
     is_parked: bool = False
     history: History | None = None
+    is_redriven: bool = False
+    is_shared: bool = False
     was_noted: bool = False
 
     @property
@@ -110,9 +115,19 @@ class Runner:
     Args:
         max_deliver: NATS_MAX_DELIVER, for policies without a number of their own.
         rng: the source of jitter.
+        recall: finds the earlier attempts of a message that has just failed and brings none along.
     """
 
-    def __init__(self, table: SubjectTable, scope: Scope, *, max_deliver: int, rng: random.Random) -> None:
+    def __init__(
+        self,
+        table: SubjectTable,
+        scope: Scope,
+        *,
+        max_deliver: int,
+        rng: random.Random,
+        recall: Callable[[Item], History | None] | None = None,
+    ) -> None:
+        self._recall = recall
         self._scope = scope
         self._max_deliver = max_deliver
         self._rng = rng
@@ -169,9 +184,12 @@ class Runner:
         error = _readable(error)
         if item.event is None:
             return Verdict(kind="dead", is_failure=True, error=describe(error))
+        if item.history is None and self._recall is not None:
+            item.history = self._recall(item)
         history = item.history or History()
         verdict = decide(error, history, item.handler.policy, max_deliver=self._max_deliver, rng=self._rng)
-        return attrs.evolve(verdict, where=_origin(error, item.handler))
+        trace = "".join(traceback.format_exception(error)) if verdict.kind == "dead" else None
+        return attrs.evolve(verdict, where=_origin(error, item.handler), trace=trace)
 
 
 def _origin(error: Exception, handler: Handler) -> str | None:

@@ -5,45 +5,44 @@ and runs the handlers. Others stand by, answer HTTP, and try the lock five times
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
-import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import attrs
 
-from models.errors import ApiError, BrokerError, BrokerUnavailable, StoreFenced
 from state.sqlite import SqliteStore
 from state.store import store_path
-from streams.broker import Broker
-from streams.commit import Committer
+from streams.broker import MIN_SERVER, Broker
+from streams.crew import CANCEL_S, Crew, Ship
 from streams.health import (
     ConsumerFacts,
     ConsumerHealth,
     Health,
     Mode,
     NatsHealth,
+    Role,
     StateHealth,
     judge,
     judge_consumer,
 )
 from streams.locks import LockFile
-from streams.outbox import Outbox
-from streams.outcomes import Services
+from streams.presence import Presence, age_s, touch
 from streams.probe import Probe
-from streams.provision import ensure_streams
 from streams.subjects import SubjectTable
 from streams.suspects import Gate
-from streams.topology import STREAMS, ConsumerSpec, is_publishable, stream_of
+from streams.topology import STREAMS, ConsumerSpec, stream_of
 from streams.worker import Limits, TableWorker
 
 log = logging.getLogger(__name__)
 
 OWNER_LOCK = "owner.lock"
 TAKEOVER_INTERVAL_S = 0.2
-CANCEL_S = 2.0
+TOUCH_INTERVAL_S = 1.0
+FROZEN_AFTER_S = 5.0
 START_GRACE_S = 2.0
 
 
@@ -70,14 +69,29 @@ def consumer_specs(tables: Sequence[SubjectTable], prefix: str) -> list[Consumer
         if subjects:
             specs.append(
                 ConsumerSpec(
-                    durable=f"{prefix}-{table.name}",
+                    durable=_durable(prefix, table.name, table.version),
                     table=table.name,
                     stream=stream_of(subjects, STREAMS, f"subject table {table.name!r}").name,
                     subjects=subjects,
                     ack_wait_s=table.ack_wait_s,
+                    former=_former_durables(prefix, table),
+                    is_shared=table.order == "none",
+                    is_push=table.delivery == "push",
+                    start=table.start,
                 )
             )
     return specs
+
+
+def _durable(prefix: str, name: str, version: int) -> str:
+    return f"{prefix}-{name}" + (f"-v{version}" if version > 1 else "")
+
+
+def _former_durables(prefix: str, table: SubjectTable) -> tuple[str, ...]:
+    """Where the position may lie: earlier versions, then the same versions of the former name; the newest first."""
+    names = [table.name] + ([table.renamed_from] if table.renamed_from else [])
+    found = [_durable(prefix, name, version) for name in names for version in range(table.version, 0, -1)]
+    return tuple(found[1:])
 
 
 class StreamService:
@@ -101,11 +115,11 @@ class StreamService:
         self._broker = broker
         self._observe_commit = observe_commit
         self._probe = Probe(broker, self._specs, STREAMS, replicas=config.replicas)
-        self._workers: dict[str, TableWorker] = {}
-        self._committer: Committer | None = None
-        self._outbox: Outbox | None = None
+        self._presence = Presence(config.state_dir)
+        self._shared: Crew | None = None
+        self._owned: Crew | None = None
+        self._lock: LockFile | None = None
         self._owner_since: float | None = None
-        self._provision_error: str | None = None
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -115,114 +129,121 @@ class StreamService:
     async def run(self, shutdown_s: float) -> None:
         """Stands by, then owns, until ``stop``; then drains for at most ``shutdown_s`` seconds.
 
+        The tables that all processes share are served all the while.
+
         Raises:
             StoreError: the store can't be opened, or another process has taken it over.
             BrokerError: the connection closed for good.
         """
-        probe = asyncio.create_task(self._probe.run(), name="probe")
-        lock = LockFile.open(self._config.state_dir / OWNER_LOCK)
-        is_standby = False
-        try:
-            while not self._stop.is_set():
-                if lock.try_exclusive():
-                    await self._own(shutdown_s)
-                    return
-                if not is_standby:
-                    is_standby = True
-                    log.info("standing by: another worker owns STATE_DIR")
-                await _wait(self._stop, TAKEOVER_INTERVAL_S)
-        finally:
-            lock.close()
-            probe.cancel()
-            await asyncio.gather(probe, return_exceptions=True)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._presence.held())
+            lock = self._lock = LockFile.open(self._config.state_dir / OWNER_LOCK)
+            stack.callback(lock.close)
+            executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
+            stack.callback(executor.shutdown)
+            stack.push_async_callback(_cancelled, asyncio.create_task(self._probe.run(), name="probe"))
+            ship = self._ship(executor)
+            duties = [asyncio.create_task(self._take_turns(lock, ship, shutdown_s), name="owner")]
+            shared = [spec for spec in self._specs if spec.is_shared]
+            if shared:
+                duties.append(asyncio.create_task(self._share(ship, shared, shutdown_s), name="shared"))
+            await _all_or_first_failure(duties)
 
-    async def _own(self, shutdown_s: float) -> None:
-        store = await _opened(store_path(self._config.state_dir))
-        store.claim(self._config.durable_prefix)
-        self._owner_since = time.monotonic()
-        log.info("owner of the store", extra={"fields": {"store": store.store_id, "epoch": store.epoch}})
-        committer = Committer(store, observe=self._observe_commit)
-        outbox = Outbox(self._broker, forget=committer.forget_sent)
-        outbox.load(store.fetch_outbox())
-        self._committer, self._outbox = committer, outbox
-        background = [
-            asyncio.create_task(committer.run(), name="committer"),
-            asyncio.create_task(self._work(store, committer, outbox), name="workers"),
-            asyncio.create_task(outbox.run(), name="outbox"),
-        ]
-        ends = [
-            asyncio.create_task(self._stop.wait()),
-            asyncio.create_task(committer.fenced.wait()),
-            asyncio.create_task(self._broker.closed.wait()),
-        ]
-        is_clean = False
+    def _ship(self, executor: concurrent.futures.Executor) -> Ship:
+        return Ship(
+            broker=self._broker,
+            presence=self._presence,
+            limits=self._config.limits,
+            replicas=self._config.replicas,
+            executor=executor,
+            gate=Gate(),
+            observe_commit=self._observe_commit,
+        )
+
+    async def _take_turns(self, lock: LockFile, ship: Ship, shutdown_s: float) -> None:
+        """Waits for the lock, then owns."""
+        is_standby = False
+        while not self._stop.is_set():
+            if lock.try_exclusive():
+                async with self._moving(lock):
+                    await self._own(ship, shutdown_s)
+                return
+            if not is_standby:
+                is_standby = True
+                log.info("standing by: another worker owns STATE_DIR")
+            await _wait(self._stop, TAKEOVER_INTERVAL_S)
+
+    @contextlib.asynccontextmanager
+    async def _moving(self, lock: LockFile) -> AsyncIterator[None]:
+        """Sets the lock's time again and again, so that others see that the owner moves."""
+
+        async def move() -> None:
+            while True:
+                touch(lock)
+                await asyncio.sleep(TOUCH_INTERVAL_S)
+
+        moving = asyncio.create_task(move(), name="owner-moves")
         try:
-            done, _ = await asyncio.wait([*background, *ends], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-            if committer.fenced.is_set():
-                raise StoreFenced(store.path, "another process has taken this store over")
-            if self._broker.closed.is_set():
-                raise BrokerError(f"the connection to NATS closed for good ({self._broker.error})")
-            await self._drain(committer, outbox, shutdown_s)
-            is_clean = True
+            yield
         finally:
-            for task in [*background, *ends]:
-                task.cancel()
-            await asyncio.wait([*background, *ends], timeout=CANCEL_S)
-            committer.close()
-            if is_clean and committer.failure is None:
-                store.end_clean()
+            moving.cancel()
+
+    async def _own(self, ship: Ship, shutdown_s: float) -> None:
+        store = await self._opened(is_owner=True)
+        try:
+            store.claim(self._config.durable_prefix)
+            for spec in self._specs:
+                self._move(store, spec)
+            self._owner_since = time.monotonic()
+            log.info("owner of the store", extra={"fields": {"store": store.store_id, "epoch": store.epoch}})
+            if self._shared:
+                self._shared.own()
+            owned = [spec for spec in self._specs if not spec.is_shared]
+            self._owned = Crew(ship, store, owned, self._tables)
+            await self._owned.run(self._stop, shutdown_s)
+        finally:
             store.close()
 
-    async def _work(self, store: SqliteStore, committer: Committer, outbox: Outbox) -> None:
-        """Creates what is missing on the server, then runs every table's worker."""
-        await self._provision(store)
-        services = Services(
-            broker=self._broker,
-            store=store,
-            store_id=store.store_id,
-            committer=committer,
-            outbox=outbox,
-            publishable=lambda subject: is_publishable(subject, STREAMS),
-            gate=Gate(),
-            rng=random.Random(),
-        )
-        for spec in self._specs:
-            self._workers[spec.durable] = TableWorker(self._tables[spec.table], spec, services, self._config.limits)
-        async with asyncio.TaskGroup() as group:
-            for worker in self._workers.values():
-                group.create_task(worker.run(), name=worker.spec.durable)
-
-    async def _provision(self, store: SqliteStore) -> None:
-        known = {floor.stream for spec in self._specs if (floor := store.load(spec.durable).floor)}
-        delay_s = 0.1
-        while True:
-            await self._broker.connected.wait()
-            try:
-                await ensure_streams(self._broker, STREAMS, replicas=self._config.replicas, known=known)
-            except (BrokerUnavailable, ApiError) as error:
-                self._provision_error = f"streams can't be created: {error}"
-                log.error("streams can't be created", extra={"fields": {"error": str(error)}})
-                await asyncio.sleep(delay_s)
-                delay_s = min(2.0, delay_s * 2)
-            else:
-                self._provision_error = None
+    @staticmethod
+    def _move(store: SqliteStore, spec: ConsumerSpec) -> None:
+        """Has a durable go on where an earlier version, or name, of its table was."""
+        for former in spec.former:
+            if store.move(former, spec.durable):
+                log.info("position moved", extra={"fields": {"durable": spec.durable, "from": former}})
                 return
 
-    async def _drain(self, committer: Committer, outbox: Outbox, shutdown_s: float) -> None:
-        log.info("stopping", extra={"fields": {"within_s": shutdown_s}})
+    async def _share(self, ship: Ship, specs: Sequence[ConsumerSpec], shutdown_s: float) -> None:
+        store = await self._opened(is_owner=False)
         try:
-            async with asyncio.timeout(shutdown_s):
-                await asyncio.gather(*(worker.drain() for worker in self._workers.values()))
-                await committer.flushed()
-                if self._broker.is_connected:
-                    await outbox.emptied()
-                    await committer.flushed()
-                await self._broker.flush()
-                await asyncio.gather(*(worker.consumer.hand_back() for worker in self._workers.values()))
-        except TimeoutError:
-            log.warning("not everything ended in time; it is left to the next start")
+            self._shared = Crew(ship, store, specs, self._tables)
+            if self._owner_since is not None:
+                self._shared.own()
+            await self._shared.run(self._stop, shutdown_s)
+        finally:
+            store.close()
+
+    async def _opened(self, *, is_owner: bool) -> SqliteStore:
+        """Opens the store; a cancellation waits for the end of that, for it fences every owner that came before."""
+
+        def open_store() -> SqliteStore:
+            path, alive = store_path(self._config.state_dir), self._presence.alive()
+            return SqliteStore(path, runner=self._presence.name, alive=alive, is_owner=is_owner)
+
+        opening = asyncio.ensure_future(asyncio.to_thread(open_store))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait((opening,))
+            if not opening.cancelled() and opening.exception() is None:
+                opening.result().close()
+            raise
+
+    @property
+    def _crews(self) -> list[Crew]:
+        return [crew for crew in (self._owned, self._shared) if crew]
+
+    def _worker(self, durable: str) -> TableWorker | None:
+        return next((crew.workers[durable] for crew in self._crews if durable in crew.workers), None)
 
     def health(self) -> Health:
         """What /health shows, as of now."""
@@ -239,8 +260,9 @@ class StreamService:
         return judge(nats, self._state_health(), error=self._broker.error, extra=self._other_reasons())
 
     def _state_health(self) -> StateHealth:
-        if self._committer and self._committer.failure:
-            return StateHealth(status="down", reason=self._committer.failure)
+        for crew in self._crews:
+            if crew.committer.failure:
+                return StateHealth(status="down", reason=crew.committer.failure)
         return StateHealth()
 
     def _other_reasons(self) -> tuple[str, ...]:
@@ -249,12 +271,18 @@ class StreamService:
             for name, drift in self._probe.stream_drift.items()
             if drift
         ]
-        if self._provision_error:
-            reasons.append(self._provision_error)
-        if self._outbox and self._outbox.error and self._outbox.unsent_count:
-            reasons.append(f"{self._outbox.unsent_count} events wait to be published ({self._outbox.error})")
+        for crew in self._crews:
+            if crew.provision_error:
+                reasons.append(crew.provision_error)
+            if crew.outbox.error and crew.outbox.unsent_count:
+                reasons.append(f"{crew.outbox.unsent_count} events wait to be published ({crew.outbox.error})")
         if self._broker.permission_error:
             reasons.append(f"NATS refuses what this worker needs: {self._broker.permission_error}")
+        if self._broker.is_connected and self._broker.server_version < MIN_SERVER:
+            found, oldest = (".".join(map(str, version)) for version in (self._broker.server_version, MIN_SERVER))
+            reasons.append(f"nats-server is {found}: order through a fault is promised from {oldest} on")
+        if self._lock and self._owner_since is None and (age := age_s(self._lock)) > FROZEN_AFTER_S:
+            reasons.append(f"the owner of STATE_DIR has not moved for {age:.0f} s and holds its lock: end that process")
         return tuple(reasons)
 
     def _consumer_health(self, spec: ConsumerSpec) -> ConsumerHealth:
@@ -266,11 +294,12 @@ class StreamService:
             redelivered=info.get("num_redelivered", 0),
         )
         is_missing = sight.info is None and sight.at is not None
-        worker = self._workers.get(spec.durable)
+        worker = self._worker(spec.durable)
         if worker is None:
-            return self._describe_without_worker(seen, ConsumerFacts(info_age_s=sight.age_s, is_missing=is_missing))
+            facts = ConsumerFacts(info_age_s=sight.age_s, is_missing=is_missing)
+            return self._describe_without_worker(seen, facts, is_shared=spec.is_shared)
         running = worker.running()
-        unsent_count = self._outbox.unsent_count if self._outbox else 0
+        unsent_count = sum(crew.outbox.unsent_count for crew in self._crews)
         drift = sight.drift + tuple(f"no handler for {subject!r}" for subject in sorted(worker.orphans))
         facts = ConsumerFacts(
             info_age_s=sight.age_s,
@@ -286,28 +315,36 @@ class StreamService:
             drift=drift,
         )
         status, reason = judge_consumer(facts)
-        return attrs.evolve(worker.describe(seen), status=status, reason=reason)
+        role: Role = "shared" if spec.is_shared else "owner"
+        return attrs.evolve(worker.describe(seen), role=role, status=status, reason=reason)
 
-    def _describe_without_worker(self, seen: ConsumerHealth, facts: ConsumerFacts) -> ConsumerHealth:
+    def _describe_without_worker(
+        self, seen: ConsumerHealth, facts: ConsumerFacts, *, is_shared: bool
+    ) -> ConsumerHealth:
         """What is known of a durable that this process does not serve: it stands by, or has just become the owner."""
-        if self._owner_since is None:
+        if self._owner_since is None and not is_shared:
             status, reason = judge_consumer(facts)
             return attrs.evolve(seen, role="standby", status=status, reason=reason)
-        if time.monotonic() - self._owner_since < START_GRACE_S:
+        if self._owner_since is None or time.monotonic() - self._owner_since < START_GRACE_S:
             return seen
         return attrs.evolve(seen, status="down", reason="not attached yet")
 
 
-async def _opened(path: Path) -> SqliteStore:
-    """Opens the store; a cancellation waits for the end of that, for it fences every owner that came before."""
-    opening = asyncio.ensure_future(asyncio.to_thread(SqliteStore, path))
+async def _all_or_first_failure(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    """Waits until all have ended; when one fails, ends the others and passes its error on."""
     try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        await asyncio.wait((opening,))
-        if not opening.cancelled() and opening.exception() is None:
-            opening.result().close()
-        raise
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=2 * CANCEL_S)
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -8,7 +8,9 @@ three such crashes it becomes a dead letter without another run.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+
+from state.store import Started, Tried
 
 CRASH_LIMIT = 3
 
@@ -70,10 +72,19 @@ class Suspects:
         was_unclean: the last process ended without saying so.
         crashes: crashes by sequence.
         lanes: the lanes that wait in the store.
+        alive: names the processes that live.
     """
 
-    def __init__(self, *, was_unclean: bool, crashes: Mapping[int, int], lanes: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        was_unclean: bool,
+        crashes: Mapping[int, int],
+        lanes: Iterable[str] = (),
+        alive: Callable[[], Collection[str]] = tuple,
+    ) -> None:
         self._was_unclean = was_unclean
+        self._alive = alive
         self._crashes = dict(crashes)
         self._lanes = set(lanes)
         self._until_seq: int | None = None
@@ -83,12 +94,27 @@ class Suspects:
         if self._until_seq is None:
             self._until_seq = seq
 
+    def note_redelivered(self, seq: int, num_delivered: int, *, started: Started | None, tried: Tried | None) -> None:
+        """Takes a message of a shared table that was delivered before: another process may have died of it.
+
+        Args:
+            started: the note of its last run alone, if there is one.
+            tried: its earlier attempts, as far as they failed; they account for a delivery each.
+        """
+        if started is None and tried is not None and tried.attempts >= num_delivered - 1:
+            return
+        crashes = self._crashes.get(seq, 0)
+        if started is not None:
+            has_died = bool(started.runner) and started.runner not in self._alive()
+            crashes = max(crashes, started.crashes + has_died)
+        self._crashes[seq] = crashes
+
     def is_suspect(self, seq: int, parked_lane: str | None = None) -> bool:
         """Whether a message has to run alone; ``parked_lane`` is its lane when it comes out of the store."""
-        if not self._was_unclean:
-            return False
         if seq in self._crashes:
             return True
+        if not self._was_unclean:
+            return False
         if parked_lane is not None:
             return parked_lane in self._lanes
         return self._until_seq is None or seq <= self._until_seq
@@ -96,6 +122,10 @@ class Suspects:
     def clear_lane(self, lane: str) -> None:
         """Takes note that the first message of a waiting lane has run."""
         self._lanes.discard(lane)
+
+    def acquit(self, seq: int) -> None:
+        """Forgets a message that has its outcome."""
+        self._crashes.pop(seq, None)
 
     def crash_count(self, seq: int) -> int:
         """How often the process died while this message ran alone."""

@@ -4,6 +4,7 @@ Pure: configurations are built and compared here; streams/provision.py asks the 
 and never changes what exists.
 """
 
+import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -19,6 +20,8 @@ EVENT_HEADER_BYTES = 1024
 MAX_ACK_PENDING = 1000
 DUPLICATE_WINDOW_S = 600
 NANOSECONDS = 1_000_000_000
+HEARTBEAT_S = 0.5
+"""How often the server says that it is there while it has nothing to deliver."""
 
 STORE_KEY = "tipstream_store"
 TABLE_KEY = "tipstream_table"
@@ -49,13 +52,24 @@ STREAMS = (
 
 @attrs.frozen(kw_only=True)
 class ConsumerSpec:
-    """A durable consumer: the subjects of one subject table, all in one stream."""
+    """A durable consumer: the subjects of one subject table, all in one stream.
+
+    Args:
+        former: durables of earlier versions and names of the table, the newest first; the position moves along.
+        is_shared: several workers consume it at once, and nobody sets its position.
+        is_push: the server sends to a subject that each attach names anew.
+        start: where it begins, as SubjectTable has it.
+    """
 
     durable: str
     table: str
     stream: str
     subjects: tuple[str, ...]
     ack_wait_s: float
+    former: tuple[str, ...] = ()
+    is_shared: bool = False
+    is_push: bool = False
+    start: str | int | dt.datetime = "all"
 
 
 @attrs.frozen(kw_only=True)
@@ -135,7 +149,10 @@ def consumer_config(spec: ConsumerSpec, *, store_id: str) -> dict[str, object]:
     The limit of deliveries is ours, so the server's stays off: with it, a crash of the server loses messages without a
     word. The position is set by a reset after creation.
     """
-    return {
+    way: dict[str, object] = {"max_waiting": 128}
+    if spec.is_push:
+        way = {"deliver_subject": f"_TIPSTREAM.{spec.durable}", "idle_heartbeat": int(HEARTBEAT_S * NANOSECONDS)}
+    return way | {
         "durable_name": spec.durable,
         "name": spec.durable,
         "filter_subjects": list(spec.subjects),
@@ -144,7 +161,6 @@ def consumer_config(spec: ConsumerSpec, *, store_id: str) -> dict[str, object]:
         "ack_wait": int(spec.ack_wait_s * NANOSECONDS),
         "max_deliver": -1,
         "max_ack_pending": MAX_ACK_PENDING,
-        "max_waiting": 128,
         "inactive_threshold": 0,
         "metadata": {STORE_KEY: store_id, TABLE_KEY: spec.table},
     }
@@ -154,7 +170,7 @@ def differences(wanted: Mapping[str, object], found: Mapping[str, object]) -> tu
     """Compares what is declared with what the server has; what only the server knows does not count."""
     result = []
     for field, value in wanted.items():
-        if field == "deliver_policy":  # it decides the first position only, and that is ours
+        if field in ("deliver_policy", "deliver_subject"):  # the position is ours; each attach names a subject
             continue
         other = _normal(field, found)
         if field == "metadata" and isinstance(value, dict) and isinstance(other, dict):
@@ -166,9 +182,12 @@ def differences(wanted: Mapping[str, object], found: Mapping[str, object]) -> tu
     return tuple(result)
 
 
-def dangers(config: Mapping[str, object]) -> list[str]:
-    """Settings of a durable under which messages are lost, so that it is better left alone."""
+def dangers(config: Mapping[str, object], *, is_push: bool) -> list[str]:
+    """Settings of a durable under which messages are lost, or don't come, so that it is better left alone."""
     found = []
+    if bool(config.get("deliver_subject")) != is_push:
+        is_now, wanted = ("pull", "push") if is_push else ("push", "pull")
+        found.append(f"delivery {is_now!r} instead of {wanted!r}, which takes a new version of the table")
     if config.get("ack_policy") != "explicit":
         found.append(f"ack_policy {config.get('ack_policy')!r} instead of 'explicit'")
     if (limit := config.get("max_deliver", -1)) != -1:

@@ -26,6 +26,7 @@ class Verdict:
         is_failure: this attempt counts against ``max_deliver``.
         error: the error as text, or None.
         where: the line that raised it, or None.
+        trace: its traceback, or None.
     """
 
     kind: Kind
@@ -33,6 +34,7 @@ class Verdict:
     is_failure: bool = False
     error: str | None = None
     where: str | None = None
+    trace: str | None = None
 
 
 APPLIED = Verdict(kind="applied")

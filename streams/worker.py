@@ -14,29 +14,31 @@ import time
 
 import attrs
 
-from models.errors import AttachRefused, StoreError
+from models.errors import ApiError, AttachRefused, BrokerUnavailable, PayloadError, StoreError
 from state.store import Floor, ParkedMessage
-from streams.consumer import Consumer
+from streams.acks import ACK, Acks
+from streams.consumer import Attached, Consumer
 from streams.context import Context, Scope
 from streams.health import ConsumerHealth
 from streams.lanes import Lanes
 from streams.message import Message
 from streams.outcomes import Hand, Outcomes, Services
-from streams.position import Place, Position
+from streams.position import Place, Position, SharedPosition
+from streams.provision import consumer_info
 from streams.runner import Item, Runner, Slot
 from streams.slots import Running, Slots
 from streams.stats import TableStats
 from streams.subjects import Handler, SubjectTable
 from streams.suspects import CRASH_LIMIT, Suspects
 from streams.topology import EVENT_HEADER_BYTES, HEADER_BUDGET_BYTES, MAX_ACK_PENDING, ConsumerSpec
+from streams.unpark import HELD_LIMIT_BYTES, Unparker
 from streams.verdict import History, Verdict
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
-STORE_RETRY_S = 0.05
+SHARED_INTERVAL_S = 1.0
 CRASHED_WAIT_S = 0.5
-HELD_LIMIT_BYTES = 32 * 1024 * 1024
 WINDOW_LIMIT = 50_000
 
 
@@ -54,16 +56,21 @@ class TableWorker:
     def __init__(self, table: SubjectTable, spec: ConsumerSpec, services: Services, limits: Limits) -> None:
         self.table, self.spec = table, spec
         self._services, self._limits = services, limits
-        self._hand = Hand(durable=spec.durable, stats=TableStats(handler.name for handler in table.handlers))
+        stats = TableStats(handler.name for handler in table.handlers)
+        self._hand = Hand(durable=spec.durable, stats=stats, is_shared=spec.is_shared, runs_parked=not spec.is_shared)
         self._lanes: Lanes[Item] = Lanes()
-        self._finished: list[tuple[str, bytes]] = []
+        self._acks = Acks(services.broker, self.top_up)
+        self._since: dict[str, int] = {}
+        self._parked_elsewhere = 0
         self._is_draining = False
         self.lost: str | None = None
         self.orphans: set[str] = set()
         self.slots = Slots(table.concurrency, self._lanes.take, self._run)
         self.consumer = Consumer(services.broker, spec, store_id=services.store_id, sink=self)
-        self._runner = Runner(table, self._scope(), max_deliver=limits.max_deliver, rng=services.rng)
+        recall = self._recall if spec.is_shared else None
+        self._runner = Runner(table, self._scope(), max_deliver=limits.max_deliver, rng=services.rng, recall=recall)
         self._outcomes = Outcomes(self._hand, services, self)
+        self._unparker = Unparker(self._hand, services.store, self._unpark)
         self._suspects = self._load()
 
     def _scope(self) -> Scope:
@@ -79,9 +86,29 @@ class TableWorker:
 
     def _load(self) -> Suspects:
         loaded = self._services.store.load(self.spec.durable)
-        self._hand.position = Position(loaded.floor, loaded.marks) if loaded.floor else None
-        self._hand.parked.load(loaded.lanes)
-        return Suspects(was_unclean=loaded.was_unclean, crashes=loaded.crashes, lanes=loaded.lanes)
+        self._hand.position = self._position(loaded.floor, loaded.marks) if loaded.floor else None
+        self._hand.parked.load(loaded.lanes if self._hand.runs_parked else {})
+        self._since = loaded.since
+        return Suspects(
+            was_unclean=loaded.was_unclean,
+            crashes=loaded.crashes,
+            lanes=loaded.lanes,
+            alive=self._services.alive,
+        )
+
+    def _position(self, floor: Floor, marks: dict[int, int], *, is_stored: bool = True) -> Position | SharedPosition:
+        return SharedPosition(floor, is_stored=is_stored) if self.spec.is_shared else Position(floor, marks)
+
+    def _recall(self, item: Item) -> History | None:
+        """What the store knows of earlier attempts, here or in another process."""
+        try:
+            tried = self._services.store.fetch_tried(self.spec.durable, item.seq)
+        except StoreError:
+            return None  # the commit of this failure will fail as well, and the message comes again
+        if tried is None:
+            return None
+        age_s = time.time() - tried.since
+        return History(failures=tried.failures, attempts=tried.attempts, age_s=age_s, journal=tried.journal)
 
     async def run(self) -> None:
         """Consumes until cancelled; what is running then is dropped and comes again."""
@@ -89,6 +116,36 @@ class TableWorker:
             group.create_task(self.slots.run(self.table.name), name=f"{self.table.name}-slots")
             group.create_task(self._tick(), name=f"{self.table.name}-tick")
             group.create_task(self.consumer.run(), name=f"{self.table.name}-consumer")
+            if self.spec.is_shared:
+                group.create_task(self._keep_up(), name=f"{self.table.name}-shared")
+
+    def run_parked(self) -> None:
+        """Has this process, of those that share a table, run its parked messages: the owner does."""
+        self._hand.runs_parked = True
+
+    async def _keep_up(self) -> None:
+        """Follows what other processes did to a shared table: the server's floor, and what waits in the store."""
+        while True:
+            await asyncio.sleep(SHARED_INTERVAL_S)
+            try:
+                await self._follow_floor()
+                lanes = self._services.store.load_lanes(self.spec.durable)
+            except (BrokerUnavailable, ApiError, StoreError) as error:
+                log.debug("can't follow a shared table", extra={"fields": {"error": str(error)}})
+                continue
+            self._parked_elsewhere = sum(lane.count for lane in lanes.values())
+            if self._hand.runs_parked:
+                self._hand.parked.discover(lanes)
+
+    async def _follow_floor(self) -> None:
+        position, spec = self._hand.position, self.spec
+        info = await consumer_info(self._services.broker, spec.stream, spec.durable)
+        if info is None or not isinstance(position, SharedPosition):
+            return
+        seq = info["ack_floor"]["stream_seq"]
+        if seq > position.floor.seq:
+            message = await self._services.broker.message_at(spec.stream, seq)
+            position.note_server_floor(seq, message.ts if message else 0)
 
     async def drain(self) -> None:
         """Stops intake, then waits until everything delivered has its verdict."""
@@ -103,6 +160,7 @@ class TableWorker:
     def intake_stopped(self) -> str | None:
         """Why no message is taken at the moment, or None."""
         parked_count, position = self._hand.parked.message_count, self._hand.position
+        parked_count = max(parked_count, self._parked_elsewhere)
         if parked_count >= self._limits.parked_max:
             return f"{parked_count} messages are parked (PARKED_MAX={self._limits.parked_max})"
         if self._services.outbox.is_full:
@@ -160,14 +218,33 @@ class TableWorker:
             return 0
         return MAX_ACK_PENDING - len(self._hand.held)
 
-    def note_delivered(self, seq: int) -> None:
-        """Takes what was delivered before the first attach: the crash suspects, after an unclean end."""
-        self._suspects.note_delivered(seq)
-
-    def restart(self, floor: Floor) -> None:
-        """Drops what has not started; the server delivers it again, in order, from the message after ``floor``."""
+    async def attached(self, found: Attached) -> bool:
+        """Takes what an attach found: the crash suspects after an unclean end, and where subjects begin."""
+        self._suspects.note_delivered(found.delivered_seq)
+        begin = found.floor.seq if not self.spec.is_shared else max(found.floor.seq, found.delivered_seq)
+        if not await self._note(begin + 1, found):
+            return False
         if self._hand.position is None:
-            self._hand.position = Position(floor, {})
+            self._hand.position = self._position(found.floor, {}, is_stored=False)
+        if not self.spec.is_shared:
+            self._restart()
+        return True
+
+    async def _note(self, begin_seq: int, found: Attached) -> bool:
+        """Notes in the store from where on new subjects are read, and what nobody will read any more."""
+        store, committer, durable = self._services.store, self._services.committer, self.spec.durable
+        fresh = {subject: begin_seq for subject in found.subjects if subject not in self._since}
+        if fresh and not await committer.note(lambda: store.note_since(durable, fresh)):
+            return False
+        self._since.update(fresh)
+        if found.expired is None:
+            return True
+        first, last = found.expired
+        return await committer.note(lambda: store.note_gone(durable, first, last, "expired"))
+
+    def _restart(self) -> None:
+        """Drops what has not started; the server delivers it again, in order, from the message after the floor."""
+        assert self._hand.position is not None, "an attach has set it"
         self._hand.position.restart()
         for item in self._lanes.drop_waiting():
             self._hand.held.discard(item)
@@ -189,6 +266,8 @@ class TableWorker:
         elif held is None:
             item = self._runner.prepare(message, handler)
             item.place = Place(message.seq, message.ts)
+            if self.spec.is_shared:
+                item.key, item.is_shared = str(item.seq), True
             self._hand.held.add(item)
             position.append(item.place)
             self._enter(item)
@@ -224,12 +303,14 @@ class TableWorker:
 
     async def _run(self, item: Item, slot: Slot) -> None:
         gate = self._services.gate
-        if self._suspects.is_suspect(item.seq, item.key if item.is_parked else None):
+        if self._is_suspect(item):
             # An innocent one that was hit by chance, for it ran first, is not the first one to run again.
             await asyncio.sleep(CRASHED_WAIT_S * self._suspects.crash_count(item.seq))
             async with gate.alone():
                 await self._run_alone(item, slot)
             self._suspects.clear_lane(item.key)
+            if item not in self._hand.held:
+                self._suspects.acquit(item.seq)
             return
         while not gate.is_free:
             await gate.free()
@@ -240,6 +321,16 @@ class TableWorker:
             gate.leave()
         self._conclude(item, verdict, ctx)
 
+    def _is_suspect(self, item: Item) -> bool:
+        if self.spec.is_shared and not item.is_parked and item.message.num_delivered > 1:
+            try:
+                started = self._services.store.fetch_started(self.spec.durable, item.seq)
+                tried = self._services.store.fetch_tried(self.spec.durable, item.seq)
+            except StoreError:
+                return False  # its commit will fail as well
+            self._suspects.note_redelivered(item.seq, item.message.num_delivered, started=started, tried=tried)
+        return self._suspects.is_suspect(item.seq, item.key if item.is_parked else None)
+
     async def _run_alone(self, item: Item, slot: Slot) -> None:
         """Runs a crash suspect between a durable note of its start and the commit of its outcome."""
         crash_count = self._suspects.crash_count(item.seq)
@@ -248,7 +339,7 @@ class TableWorker:
             item.was_noted = True
             reason = f"the process died {crash_count} times while this message ran alone"
             self._conclude(item, Verdict(kind="dead", is_failure=True, error=reason), None)
-        elif item in self._hand.held and await committer.note_start(self.spec.durable, item.seq):
+        elif item in self._hand.held and await committer.note_start(self.spec.durable, item.seq, crash_count):
             item.was_noted = True
             self._conclude(item, *await self._runner.run(item, slot))
         else:
@@ -257,6 +348,8 @@ class TableWorker:
             await self._hand.held.gone(item)
 
     def _conclude(self, item: Item, verdict: Verdict, ctx: Context | None) -> None:
+        if item.is_redriven and verdict.kind == "parked":  # it goes back to where it was
+            verdict = attrs.evolve(verdict, kind="dead")
         if item not in self._hand.held:  # the store failed meanwhile; the message comes again
             self._lanes.release(item)
         elif verdict.kind == "parked":
@@ -268,18 +361,9 @@ class TableWorker:
             self._outcomes.settle(item, verdict, ctx.effects if ctx and verdict.kind == "applied" else None)
             self._lanes.release(item)
 
-    def finish(self, message: Message, word: bytes = b"+ACK") -> None:
-        """Answers a delivery whose outcome is durable, together with others of this turn of the loop."""
-        if message.reply:
-            if not self._finished:
-                asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self._send_finished()))
-            self._finished.append((message.reply, word))
-
-    async def _send_finished(self) -> None:
-        finished, self._finished = self._finished, []
-        for word in (b"+ACK", b"+TERM"):
-            await self._services.broker.ack([reply for reply, w in finished if w == word], word)
-        await self.consumer.top_up()
+    def finish(self, message: Message, word: bytes = ACK) -> None:
+        """Answers a delivery whose outcome is durable."""
+        self._acks.finish(message, word)
 
     async def top_up(self) -> None:
         """Asks for more messages, once there is room."""
@@ -314,30 +398,43 @@ class TableWorker:
 
     def unpark_due(self) -> None:
         """Takes as many due lanes as there is room for; the others keep their turn."""
-        if self._is_draining or self._services.committer.failure is not None:
-            return
-        now, held = time.time(), self._hand.held
-        for _ in range(max(0, MAX_ACK_PENDING - len(held))):
-            if held.byte_count > HELD_LIMIT_BYTES or not (keys := self._hand.parked.take_due(now, 1)):
-                return
-            try:
-                parked = self._services.store.fetch_parked(self.spec.durable, keys[0])
-            except StoreError as error:
-                log.error("can't read parked messages", extra={"fields": {"error": str(error)}})
-                parked = None
-            if parked is None:  # its commit is still under way
-                self._hand.parked.schedule(keys[0], now + STORE_RETRY_S)
-            else:
-                self._unpark(parked, now)
+        if not self._is_draining and self._services.committer.failure is None:
+            self._unparker.take_due(time.time())
 
     def _unpark(self, parked: ParkedMessage, now: float) -> None:
+        """Brings the first message of a parked lane back; its own commit, or the next one's, comes after this."""
         handler = self._handler_for(parked.subject)
         if handler is None:
             return
         message = Message(self.spec.stream, parked.subject, parked.payload, None, parked.seq, 0, parked.ts)
         item = self._runner.prepare(message, handler)
         item.key, item.is_parked = parked.lane, True
+        item.is_redriven, item.is_shared = parked.is_redriven, self.spec.is_shared
         age_s = now - parked.since if parked.since else 0.0
         item.history = History(failures=parked.failures, attempts=parked.attempts, age_s=age_s, journal=parked.journal)
         self._hand.held.add(item)
         self._enter(item)
+
+    def redrive(self, message: Message) -> Item | None:
+        """Runs a dead letter's message once more, at the end of its lane; None while it can't be taken.
+
+        Raises:
+            PayloadError: no handler takes it any more.
+        """
+        handler = self._handler_for(message.subject)
+        if handler is None:
+            raise PayloadError(f"no handler takes {message.subject!r} any more")
+        if self._hand.position is None or self._services.committer.failure or self._hand.held.get(message.seq):
+            return None
+        item = self._runner.prepare(message, handler)
+        item.is_redriven, item.is_shared = True, self.spec.is_shared
+        if self.spec.is_shared:
+            item.key = str(message.seq)
+        self._hand.held.add(item)
+        self._enter(item)
+        return item
+
+    async def gone(self, item: Item) -> None:
+        """Waits until an item has its outcome committed, or was dropped."""
+        while item in self._hand.held:
+            await asyncio.sleep(TICK_S / 4)

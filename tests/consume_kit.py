@@ -11,7 +11,8 @@ from streams_kit import DURABLE, make_message, make_scope
 
 from models.errors import ApiError
 from state.tables import Table
-from streams.broker import MESSAGE_NOT_FOUND, Inbox, PubAck, PullStatus, StoredMessage
+from streams.broker import MESSAGE_NOT_FOUND, Inbox, PubAck
+from streams.deliveries import PullStatus, StoredMessage
 from streams.context import Context
 from streams.message import Message
 from streams.policy import Policy
@@ -90,10 +91,13 @@ class FakeBroker:
             raise ApiError("STREAM.MSG.GET", MESSAGE_NOT_FOUND, "no message found")
         return self.last
 
-    async def subscribe_pulls(
-        self, on_message: Callable[[Message], None], on_status: Callable[[PullStatus], None]
+    def new_inbox(self) -> str:
+        return f"inbox{len(self.inboxes)}"
+
+    async def subscribe_deliveries(
+        self, subject: str, on_message: Callable[[Message], None], on_status: Callable[[PullStatus], None]
     ) -> Inbox:
-        self.inboxes.append(FakeInbox(f"inbox{len(self.inboxes)}", on_message, on_status))
+        self.inboxes.append(FakeInbox(subject, on_message, on_status))
         self.log.append(("subscribe",))
         return self.inboxes[-1]
 

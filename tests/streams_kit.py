@@ -43,10 +43,8 @@ def make_parked(seq: int, *, durable: str = DURABLE, lane: str = "ana", **fields
 
 
 def make_outbox_row(n: int, **fields: Any) -> OutboxRow:
-    """The event at place ``n`` of the outbox."""
-    base = OutboxRow(
-        n=n, id=f"id-{n}", lane="d:ana", subject="signals.nudge.due", payload=b"{}", headers={}, created=1.5
-    )
+    """The event ``id-<n>`` of the outbox."""
+    base = OutboxRow(id=f"id-{n}", lane="d:ana", subject="signals.nudge.due", payload=b"{}", headers={}, created=1.5)
     return attrs.evolve(base, **fields)
 
 

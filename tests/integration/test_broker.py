@@ -14,7 +14,8 @@ from service_kit import client, payloads, publish, rows_become, running_service,
 
 from models.errors import ApiError, BrokerError, BrokerUnavailable
 from streams.access import Access
-from streams.broker import WRONG_LAST_SEQUENCE, Broker, PullStatus
+from streams.broker import WRONG_LAST_SEQUENCE, Broker
+from streams.deliveries import PullStatus
 from streams.message import Message
 from streams.provision import apply, ensure_streams, plan
 from streams.topology import STREAMS, ConsumerSpec
@@ -74,7 +75,7 @@ async def test_pulled_messages_and_statuses_reach_their_functions(broker: Broker
     """Deliveries come with their place in the stream, the end of the request as a status with what was left."""
     messages: list[Message] = []
     statuses: list[PullStatus] = []
-    inbox = await broker.subscribe_pulls(messages.append, statuses.append)
+    inbox = await broker.subscribe_deliveries(broker.new_inbox(), messages.append, statuses.append)
     steps = await plan(broker, STREAMS, [SPEC], replicas=1, store_id="mine")
     assert [step.action for step in steps] == ["none", "none", "none", "create"]
     await apply(broker, steps, STREAMS, [SPEC], replicas=1, store_id="mine")
@@ -101,7 +102,7 @@ async def test_callback_that_raises_does_not_kill_the_connection(broker: Broker)
     def fail(message: object) -> None:
         raise ValueError("on purpose")
 
-    inbox = await broker.subscribe_pulls(fail, fail)
+    inbox = await broker.subscribe_deliveries(broker.new_inbox(), fail, fail)
     await broker.send(inbox.subject, b"")
     await wait_until(lambda: broker.error == "on purpose")
     await broker.publish("signals.a", b"{}", {})
@@ -160,7 +161,7 @@ async def test_closing_while_the_server_is_away_ends(nats_server: NatsServer) ->
     assert not broker.is_connected
     assert not await broker.send("signals.a")
     with pytest.raises(BrokerUnavailable, match="can't subscribe"):
-        await broker.subscribe_pulls(lambda message: None, lambda status: None)
+        await broker.subscribe_deliveries(broker.new_inbox(), lambda message: None, lambda status: None)
     with pytest.raises(BrokerUnavailable, match="closed"):
         await broker.api("INFO")
 

@@ -48,7 +48,7 @@ def store(path: Path) -> Iterator[SqliteStore]:
     store.close()
 
 
-def commit(store: SqliteStore, *changes: Change, floor: Floor | None = None, sent: tuple[int, ...] = ()) -> None:
+def commit(store: SqliteStore, *changes: Change, floor: Floor | None = None, sent: tuple[str, ...] = ()) -> None:
     """Commits as the committer does: changes above the floor get a mark."""
     marks = [change for change in changes if floor is None or change.seq > floor.seq]
     store.commit(changes, [floor] if floor else [], marks=marks, sent=sent)
@@ -149,7 +149,7 @@ def test_commit_writes_batches_of_any_size_whole(store: SqliteStore, count: int)
     commit(store, *changes)
     assert [store.fetch_row("t", str(seq)) for seq in range(1, count + 1)] == [b"%d" % s for s in range(1, count + 1)]
     assert sorted(store.load(DURABLE).marks) == list(range(1, count + 1))
-    assert [row.n for row in store.fetch_outbox()] == list(range(1, count + 1))
+    assert [row.id for row in store.fetch_outbox()] == [f"id-{n}" for n in range(1, count + 1)]
 
 
 def test_counters_start_at_zero_and_add_up(store: SqliteStore) -> None:
@@ -250,19 +250,19 @@ def test_parked_again_after_a_retry_keeps_its_journal(store: SqliteStore) -> Non
 
 
 def test_outbox_is_read_in_commit_order_and_emptied_row_by_row(store: SqliteStore) -> None:
-    """Events come back by their place, whole; a sent one goes, an unknown one does no harm."""
+    """Events come back in the order of commits, whole; a sent one goes, an unknown one does no harm."""
     odd = make_outbox_row(2, payload=b"\x00\xff", headers={"A": "ü", "B": ""}, lane="d:\x00", created=2.25)
     commit(store, make_change(1, outbox=[make_outbox_row(10), odd]), make_change(2, outbox=[make_outbox_row(1)]))
-    assert store.fetch_outbox() == [make_outbox_row(1), odd, make_outbox_row(10)]
-    commit(store, sent=(2, 99))
-    assert [row.n for row in store.fetch_outbox()] == [1, 10]
+    assert store.fetch_outbox() == [make_outbox_row(10), odd, make_outbox_row(1)]
+    assert store.fetch_outbox(before=2.0) == [make_outbox_row(10), make_outbox_row(1)]
+    commit(store, sent=("id-2", "id-99"))
+    assert [row.id for row in store.fetch_outbox()] == ["id-10", "id-1"]
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        pytest.param(make_change(3, outbox=[make_outbox_row(50)]), id="place-taken"),
-        pytest.param(make_change(3, outbox=[make_outbox_row(51, id="id-50")]), id="id-taken"),
+        pytest.param(make_change(3, outbox=[make_outbox_row(50)]), id="id-taken"),
         pytest.param(make_change(3, puts=[("t", "\ud800", b"{}")]), id="lone-surrogate"),
         pytest.param(make_change(3, puts=[("t", "k", b"\xff")]), id="row-no-text"),
         pytest.param(make_change(3, adds=[("profiles", "names", "n", 1)]), id="sum-of-no-number"),
@@ -274,11 +274,11 @@ def test_commit_that_fails_writes_nothing(store: SqliteStore, path: Path, bad: C
     commit(store, make_change(1, puts=[("profiles", "names", b'{"n":"ana"}')], outbox=[make_outbox_row(50)]))
     before = dump(path)
     with pytest.raises(StoreError) as caught:
-        commit(store, everything(2), bad, floor=make_floor(1), sent=(50,))
+        commit(store, everything(2), bad, floor=make_floor(1), sent=("id-50",))
     assert (type(caught.value), caught.value.path) == (StoreError, path)
     assert dump(path) == before
-    commit(store, everything(2), sent=(50,))
-    assert [row.n for row in store.fetch_outbox()] == [2]
+    commit(store, everything(2), sent=("id-50",))
+    assert [row.id for row in store.fetch_outbox()] == ["id-2"]
 
 
 def test_commit_on_a_full_disk_writes_nothing(store: SqliteStore, path: Path) -> None:
@@ -287,12 +287,12 @@ def test_commit_on_a_full_disk_writes_nothing(store: SqliteStore, path: Path) ->
     before = dump(path)
     with full_disk(path.with_name("state.db-wal").stat().st_size):
         with pytest.raises(StoreUnwritable, match=r"state\.db: can't be read or written"):
-            commit(store, everything(2), sent=(1,))
+            commit(store, everything(2), sent=("id-1",))
         with pytest.raises(StoreUnwritable):
             commit(store)
         assert store.fetch_row("profiles", "ana") == b'{"n":1}'
     assert dump(path) == before
-    commit(store, everything(2), sent=(1,))
+    commit(store, everything(2), sent=("id-1",))
     assert store.fetch_row("days", "monday") == b'{"count":2}'
 
 
@@ -338,7 +338,7 @@ def test_commit_by_a_former_owner_is_fenced(store: SqliteStore, path: Path) -> N
     before = dump(path)
     for changes in ([everything(2)], []):
         with pytest.raises(StoreFenced, match="another process has taken this store over"):
-            commit(store, *changes, sent=(1,))
+            commit(store, *changes, sent=("id-1",))
     assert dump(path) == before
     commit(newer, everything(2))
     newer.close()
@@ -429,7 +429,7 @@ class Model:
     rows: dict[str, bytes] = attrs.field(factory=dict)
     sums: dict[str, dict[str, int]] = attrs.field(factory=dict)
     parked: dict[int, str] = attrs.field(factory=dict)
-    outbox: list[int] = attrs.field(factory=list)
+    outbox: list[str] = attrs.field(factory=list)
 
     def apply(self, change: Change) -> None:
         """Applies one change."""
@@ -444,7 +444,7 @@ class Model:
             self.parked[change.seq] = change.parked.lane
         if change.unparked:
             self.parked.pop(change.seq, None)
-        self.outbox.extend(row.n for row in change.outbox)
+        self.outbox.extend(row.id for row in change.outbox)
 
 
 KEYS = st.sampled_from(["a", "b", "\x00", "../c"])
@@ -490,7 +490,7 @@ def test_store_agrees_with_a_model(history: list[list[Change]]) -> None:
     assert {key: msgspec.json.decode(row) for key, row in sums.items() if row is not None} == model.sums
     waiting = list(model.parked.values())
     assert {lane: parked.count for lane, parked in lanes.items()} == {lane: waiting.count(lane) for lane in waiting}
-    assert [row.n for row in outbox] == model.outbox
+    assert [row.id for row in outbox] == model.outbox
 
 
 def test_note_of_a_start_outlives_an_unclean_end(path: Path) -> None:
@@ -498,7 +498,7 @@ def test_note_of_a_start_outlives_an_unclean_end(path: Path) -> None:
     for crashes in ({}, {7: 1}, {7: 2}):
         store = SqliteStore(path)
         assert store.load(DURABLE).crashes == crashes
-        store.note_start(DURABLE, 7)
+        store.note_start(DURABLE, 7, crashes.get(7, 0))
         store.close()
     store = SqliteStore(path)
     assert (store.was_unclean, store.load(DURABLE).crashes, store.load("other").crashes) == (True, {7: 3}, {})
@@ -508,13 +508,13 @@ def test_note_of_a_start_outlives_an_unclean_end(path: Path) -> None:
 def test_note_of_a_start_is_taken_back_by_the_outcome_and_by_an_orderly_end(path: Path) -> None:
     """An outcome removes its note, and an orderly end counts no crash."""
     store = SqliteStore(path)
-    store.note_start(DURABLE, 7)
-    store.note_start(DURABLE, 8)
+    store.note_start(DURABLE, 7, 0)
+    store.note_start(DURABLE, 8, 0)
     store.commit([make_change(7, was_noted=True)], [], marks=[], sent=[])
     store.end_clean()
     store.close()
     again = SqliteStore(path)
-    assert (again.was_unclean, dump(path)["started"]) == (False, [(DURABLE, 8, 0, 0)])
+    assert (again.was_unclean, dump(path)["started"]) == (False, [(DURABLE, 8, 0, "")])
     again.close()
 
 
@@ -522,7 +522,7 @@ def test_note_of_a_start_by_a_fenced_store_is_refused(path: Path) -> None:
     """A store that another process has taken over notes nothing."""
     old, new = SqliteStore(path), SqliteStore(path)
     with pytest.raises(StoreFenced):
-        old.note_start(DURABLE, 7)
+        old.note_start(DURABLE, 7, 0)
     assert dump(path)["started"] == []
     old.close()
     new.close()

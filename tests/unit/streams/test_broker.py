@@ -14,16 +14,14 @@ from nats.aio.client import Server
 from streams_kit import make_message
 
 from models.errors import BrokerError
-from streams.broker import (
-    Access,
-    Broker,
+from streams.broker import Access, Broker, _next_server
+from streams.deliveries import (
     PullStatus,
     StoredMessage,
-    _next_server,
-    _stored,
     parse_delivery,
     parse_instant_ns,
     parse_status,
+    parse_stored,
 )
 
 V1 = "$JS.ACK.SIGNALS.tipstream-signals.2.71.5.1767225600123456789.40"
@@ -90,8 +88,8 @@ def test_stored_message_is_read_with_its_headers() -> None:
     expected = StoredMessage(
         subject="s", seq=4, ts=1_000_000_000, payload=b"{}", headers={"Nats-Msg-Id": "a:b", "Other": "x"}
     )
-    assert _stored(answer) == expected
-    bare = _stored({"subject": "s", "seq": 4, "time": "1970-01-01T00:00:01Z"})
+    assert parse_stored(answer) == expected
+    bare = parse_stored({"subject": "s", "seq": 4, "time": "1970-01-01T00:00:01Z"})
     assert (bare.payload, bare.headers) == (b"", {})
 
 

@@ -12,7 +12,8 @@ from streams_kit import CREATED, make_floor, ts_of
 
 from models.errors import ApiError, BrokerUnavailable
 from state.store import Floor
-from streams.broker import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, StoredMessage
+from streams.broker import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND
+from streams.deliveries import StoredMessage
 from streams.consumer import Consumer
 from streams.message import Message
 from streams.topology import consumer_config
