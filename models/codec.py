@@ -47,7 +47,7 @@ def decoder_for(cls: type[T]) -> Callable[[bytes], T]:
 def fingerprint(cls: type) -> str:
     """Twelve hexadecimal digits that stand for the JSON schema of ``cls``, an attrs class."""
     schema = msgspec.json.schema(cls)
-    for definition in schema["$defs"].values():
+    for definition in schema.get("$defs", {}).values():
         definition.pop("description", None)  # a docstring changes no data
     return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()[:12]
 

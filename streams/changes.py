@@ -13,7 +13,7 @@ from streams.verdict import History, Verdict
 
 DEAD_LETTER_HEADER = "Tipstream-"
 JOURNAL_COUNT = 10
-JOURNAL_BYTES = 7 * 1024  # of HEADER_BUDGET_BYTES; the newest failure alone takes less than half of it
+JOURNAL_BYTES = 8 * 1024  # of HEADER_BUDGET_BYTES; the newest failure alone takes less than half of it
 TEXT_BYTES = 2000  # each of subject, error and traceback
 
 

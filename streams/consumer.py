@@ -141,8 +141,9 @@ class Consumer:
         self.break_off(reason)
 
     def resume(self) -> None:
-        """Attaches again after ``hold``."""
-        self._resumed.set()
+        """Attaches again after ``hold``, unless intake has ended."""
+        if not self._is_stopping:
+            self._resumed.set()
 
     async def run(self) -> None:
         """Attaches and feeds the sink until cancelled."""

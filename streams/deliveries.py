@@ -57,6 +57,7 @@ def parse_instant_ns(text: str) -> int:
 
 
 def parse_stored(message: Mapping[str, Any]) -> StoredMessage:
+    """Reads a message as the server's API gives it."""
     lines = base64.b64decode(message.get("hdrs", "")).decode("utf-8", "replace").split("\r\n")[1:]
     pairs = (line.partition(":") for line in lines if line)
     return StoredMessage(

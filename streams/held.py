@@ -1,17 +1,19 @@
 """The messages in a worker's hands: delivered, or taken out of the parked ones, and not committed yet."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 from streams.runner import Item
 
 
 class Held:
-    """Items by sequence, with the bytes of their payloads."""
+    """Items by sequence, with the bytes of their payloads; ``since`` is when the first one came to empty hands."""
 
     def __init__(self) -> None:
         self._items: dict[int, Item] = {}
         self.byte_count = 0
+        self.since = 0.0
         self._awaited: Item | None = None
         self._has_gone = asyncio.Event()
 
@@ -31,6 +33,8 @@ class Held:
 
     def add(self, item: Item) -> None:
         """Takes an item; none of its sequence is held."""
+        if not self._items:
+            self.since = time.monotonic()
         self._items[item.seq] = item
         self.byte_count += len(item.message.payload)
 

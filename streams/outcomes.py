@@ -15,7 +15,7 @@ from typing import Protocol
 
 import attrs
 
-from models.errors import StoreError
+from models.errors import PayloadError, StoreError
 from state.store import Change, Floor, Store
 from streams import changes
 from streams.broker import Broker
@@ -118,6 +118,7 @@ class Outcomes:
             return
         hand.stats.failed(item.handler.name)
         log.warning("handler failed", extra={"fields": _failure_fields(item, verdict)})
+        log.debug("handler said", extra={"fields": {"seq": item.seq, "error": verdict.error}})
         if verdict.kind == "dead" or item.is_redriven:
             change = self._dead(item, verdict, now)
         elif self._may_nak(item, now):
@@ -237,10 +238,16 @@ def _failure_fields(item: Item, verdict: Verdict) -> dict[str, object]:
         "stream": item.message.stream,
         "seq": item.seq,
         "verdict": verdict.kind,
-        "error": verdict.error,
+        "error": _without_values(verdict.error or ""),
     }
     if verdict.where:
         fields["where"] = verdict.where
     if verdict.kind == "parked":
         fields["retry_in_s"] = round(verdict.delay_s, 1)
     return fields
+
+
+def _without_values(error: str) -> str:
+    """An error's class, and of a payload error the path of the field: the rest may quote what users wrote."""
+    name, _, said = error.partition(": ")
+    return f"{name}: {said.partition(': ')[0]}" if name == PayloadError.__name__ else name

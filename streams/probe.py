@@ -27,9 +27,13 @@ TIMEOUT_S = 0.8
 
 @attrs.define
 class Sight:
-    """The last look at one durable: monotonic seconds, and what the server said (None: there is no such durable)."""
+    """The last look at one durable: monotonic seconds, and what the server said (None: there is no such durable).
+
+    ``quiet_at`` is the last look at which nothing waited there.
+    """
 
     at: float | None = None
+    quiet_at: float = 0.0
     info: Any = None
     drift: tuple[str, ...] = ()
 
@@ -80,6 +84,9 @@ class Probe:
             log.debug("no answer for a durable", extra={"fields": {"durable": spec.durable, "error": str(error)}})
             return
         sight.at = time.monotonic()
+        info = sight.info or {}
+        if not info.get("num_pending", 0) + info.get("num_ack_pending", 0):
+            sight.quiet_at = sight.at
         if sight.info:
             wanted = consumer_config(spec, store_id="")
             del wanted["metadata"]

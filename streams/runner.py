@@ -17,6 +17,7 @@ import attrs
 from models.errors import PayloadError
 from streams.context import Context, Scope
 from streams.message import Message
+from streams.policy import Policy
 from streams.position import Place
 from streams.subjects import Handler, SubjectTable
 from streams.verdict import APPLIED, History, Verdict, decide, describe
@@ -151,6 +152,20 @@ class Runner:
             return Item(message, handler, "", None, error)
         return Item(message, handler, key, event)
 
+    def orphan(self, message: Message) -> Item:
+        """An item that can only be given up: a parked message whose handler was removed meanwhile."""
+        error = PayloadError(f"no handler takes {message.subject!r} any more")
+        handler = Handler(
+            name=f"{self._table.name}.removed",
+            subject=message.subject,
+            policy=Policy(),
+            event=type(None),
+            function=_never,
+            decode=bytes,
+            key_of=str,
+        )
+        return Item(message, handler, "", None, error)
+
     async def run(self, item: Item, slot: Slot) -> tuple[Verdict, Context]:
         """Runs one attempt in the caller's task, which ``slot`` names.
 
@@ -190,6 +205,10 @@ class Runner:
         verdict = decide(error, history, item.handler.policy, max_deliver=self._max_deliver, rng=self._rng)
         trace = "".join(traceback.format_exception(error)) if verdict.kind == "dead" else None
         return attrs.evolve(verdict, where=_origin(error, item.handler), trace=trace)
+
+
+async def _never(event: Any, ctx: Context) -> None:
+    """Stands where a handler was."""
 
 
 def _origin(error: Exception, handler: Handler) -> str | None:

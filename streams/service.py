@@ -14,6 +14,7 @@ from pathlib import Path
 
 import attrs
 
+from models.errors import BrokerError, StoreError
 from state.sqlite import SqliteStore
 from state.store import store_path
 from streams.broker import MIN_SERVER, Broker
@@ -41,9 +42,8 @@ log = logging.getLogger(__name__)
 
 OWNER_LOCK = "owner.lock"
 TAKEOVER_INTERVAL_S = 0.2
-TOUCH_INTERVAL_S = 1.0
-FROZEN_AFTER_S = 5.0
-START_GRACE_S = 2.0
+TOUCH_INTERVAL_S = 0.5
+FROZEN_AFTER_S = 1.5
 
 
 @attrs.frozen(kw_only=True)
@@ -171,6 +171,8 @@ class StreamService:
             if not is_standby:
                 is_standby = True
                 log.info("standing by: another worker owns STATE_DIR")
+            if self._broker.closed.is_set():
+                raise BrokerError(f"the connection to NATS closed for good ({self._broker.error})")
             await _wait(self._stop, TAKEOVER_INTERVAL_S)
 
     @contextlib.asynccontextmanager
@@ -191,7 +193,7 @@ class StreamService:
     async def _own(self, ship: Ship, shutdown_s: float) -> None:
         store = await self._opened(is_owner=True)
         try:
-            store.claim(self._config.durable_prefix)
+            self._claim(store)
             for spec in self._specs:
                 self._move(store, spec)
             self._owner_since = time.monotonic()
@@ -203,6 +205,14 @@ class StreamService:
             await self._owned.run(self._stop, shutdown_s)
         finally:
             store.close()
+
+    def _claim(self, store: SqliteStore) -> None:
+        try:
+            store.claim(self._config.durable_prefix)
+        except StoreError:
+            if not store.was_unclean:  # nothing was begun
+                store.end_clean()
+            raise
 
     @staticmethod
     def _move(store: SqliteStore, spec: ConsumerSpec) -> None:
@@ -281,9 +291,13 @@ class StreamService:
         if self._broker.is_connected and self._broker.server_version < MIN_SERVER:
             found, oldest = (".".join(map(str, version)) for version in (self._broker.server_version, MIN_SERVER))
             reasons.append(f"nats-server is {found}: order through a fault is promised from {oldest} on")
-        if self._lock and self._owner_since is None and (age := age_s(self._lock)) > FROZEN_AFTER_S:
-            reasons.append(f"the owner of STATE_DIR has not moved for {age:.0f} s and holds its lock: end that process")
         return tuple(reasons)
+
+    def _frozen_owner(self) -> str | None:
+        """Says that the owner, another process, does not move; None when it does, or when this is the owner."""
+        if self._lock is None or self._owner_since is not None or (age := age_s(self._lock)) < FROZEN_AFTER_S:
+            return None
+        return f"the owner of STATE_DIR has not moved for {age:.0f} s and holds its lock: end that process"
 
     def _consumer_health(self, spec: ConsumerSpec) -> ConsumerHealth:
         sight = self._probe.sights[spec.durable]
@@ -296,9 +310,10 @@ class StreamService:
         is_missing = sight.info is None and sight.at is not None
         worker = self._worker(spec.durable)
         if worker is None:
-            facts = ConsumerFacts(info_age_s=sight.age_s, is_missing=is_missing)
+            frozen = None if spec.is_shared else self._frozen_owner()
+            facts = ConsumerFacts(info_age_s=sight.age_s, is_missing=is_missing, detached=frozen)
             return self._describe_without_worker(seen, facts, is_shared=spec.is_shared)
-        running = worker.running()
+        running, idle_s = worker.running(), worker.idle_s(sight.quiet_at)
         unsent_count = sum(crew.outbox.unsent_count for crew in self._crews)
         drift = sight.drift + tuple(f"no handler for {subject!r}" for subject in sorted(worker.orphans))
         facts = ConsumerFacts(
@@ -309,14 +324,14 @@ class StreamService:
             intake_stopped=worker.intake_stopped,
             unfinished=seen.pending + max(worker.held_count, seen.ack_pending - unsent_count),
             paused_until=info.get("config", {}).get("pause_until") if info.get("paused") else None,
-            idle_s=worker.idle_s,
+            idle_s=idle_s,
             running_count=running.count,
             overdue=running.overdue,
             drift=drift,
         )
         status, reason = judge_consumer(facts)
         role: Role = "shared" if spec.is_shared else "owner"
-        return attrs.evolve(worker.describe(seen), role=role, status=status, reason=reason)
+        return attrs.evolve(worker.describe(seen, idle_s), role=role, status=status, reason=reason)
 
     def _describe_without_worker(
         self, seen: ConsumerHealth, facts: ConsumerFacts, *, is_shared: bool
@@ -325,9 +340,7 @@ class StreamService:
         if self._owner_since is None and not is_shared:
             status, reason = judge_consumer(facts)
             return attrs.evolve(seen, role="standby", status=status, reason=reason)
-        if self._owner_since is None or time.monotonic() - self._owner_since < START_GRACE_S:
-            return seen
-        return attrs.evolve(seen, status="down", reason="not attached yet")
+        return attrs.evolve(seen, role="shared" if is_shared else "owner", status="down", reason="not attached yet")
 
 
 async def _all_or_first_failure(tasks: Sequence["asyncio.Task[None]"]) -> None:

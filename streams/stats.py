@@ -33,11 +33,11 @@ class TableStats:
 
     def failed(self, handler: str) -> None:
         """Counts an attempt that failed."""
-        self._counters[handler].errors += 1
+        self._counters.setdefault(handler, Counter()).errors += 1
 
     def committed(self, item: Item, kind: Kind) -> None:
         """Counts an outcome that is durable; a parked message has none yet."""
-        counter = self._counters[item.handler.name]
+        counter = self._counters.setdefault(item.handler.name, Counter())
         if kind == "applied":
             counter.processed += 1
         elif kind == "dead":

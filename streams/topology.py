@@ -162,6 +162,8 @@ def consumer_config(spec: ConsumerSpec, *, store_id: str) -> dict[str, object]:
         "max_deliver": -1,
         "max_ack_pending": MAX_ACK_PENDING,
         "inactive_threshold": 0,
+        "backoff": [],
+        "headers_only": False,
         "metadata": {STORE_KEY: store_id, TABLE_KEY: spec.table},
     }
 

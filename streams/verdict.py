@@ -12,7 +12,7 @@ import attrs
 
 from models.errors import Reject, Retry
 from state.store import Failure
-from streams.policy import Policy
+from streams.policy import DAY_S, Policy
 
 Kind = Literal["applied", "parked", "dead"]
 
@@ -70,7 +70,7 @@ def decide(error: Exception, history: History, policy: Policy, *, max_deliver: i
     if kind == "reject":
         return Verdict(kind="dead", is_failure=True, error=text)
     attempt = history.attempts + 1
-    asked_s = error.delay_s if isinstance(error, Retry) else None
+    asked_s = _asked_s(error)
     delay_s = policy.delay_s(attempt, rng) if asked_s is None else asked_s
     if kind == "retry" and history.age_s < policy.retry_for_s:
         return Verdict(kind="parked", delay_s=delay_s, error=text)
@@ -78,6 +78,14 @@ def decide(error: Exception, history: History, policy: Policy, *, max_deliver: i
     if history.failures + 1 >= limit:
         return Verdict(kind="dead", is_failure=True, error=text)
     return Verdict(kind="parked", delay_s=delay_s, is_failure=True, error=text)
+
+
+def _asked_s(error: Exception) -> float | None:
+    """The delay that a Retry asks for; a subclass with an ``__init__`` of its own may have none, or a senseless one."""
+    delay_s = getattr(error, "delay_s", None) if isinstance(error, Retry) else None
+    if not isinstance(delay_s, int | float) or isinstance(delay_s, bool):
+        return None
+    return float(delay_s) if 0 <= delay_s <= DAY_S else None
 
 
 def _kind_of(error: Exception, policy: Policy) -> Literal["reject", "retry", "failure"]:

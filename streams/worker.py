@@ -174,16 +174,20 @@ class TableWorker:
         """Messages in hand that have no outcome yet; parked ones are not in hand."""
         return len(self._hand.held)
 
-    @property
-    def idle_s(self) -> float:
-        """Seconds since an outcome was committed, or since the attach."""
-        return time.monotonic() - max(self._hand.stats.last_outcome_at, self.consumer.attached_at)
+    def idle_s(self, quiet_at: float) -> float:
+        """Seconds for which messages wait and nothing happens.
+
+        Args:
+            quiet_at: when the server had nothing for this durable last, in monotonic seconds.
+        """
+        begun_at = self._hand.held.since if len(self._hand.held) else quiet_at
+        return time.monotonic() - max(self._hand.stats.last_outcome_at, self.consumer.attached_at, begun_at)
 
     def running(self) -> Running:
         """The attempts that run now."""
         return self.slots.running(time.monotonic())
 
-    def describe(self, seen: ConsumerHealth) -> ConsumerHealth:
+    def describe(self, seen: ConsumerHealth, idle_s: float) -> ConsumerHealth:
         """Adds what this worker knows to what the server says of the durable."""
         handlers = self._hand.stats.by_handler()
         last_ts = self._hand.stats.last_ts
@@ -194,16 +198,16 @@ class TableWorker:
             errors=sum(counts.errors for counts in handlers.values()),
             dead_lettered=sum(counts.dead_lettered for counts in handlers.values()),
             parked=self._hand.parked.message_count,
-            lag_s=self._lag_s(seen.pending),
+            lag_s=self._lag_s(seen.pending, idle_s),
             handlers=handlers,
         )
 
-    def _lag_s(self, pending: int) -> float:
+    def _lag_s(self, pending: int, idle_s: float) -> float:
         """The age of the oldest message in hand; without one, how long nothing happened while some wait."""
         oldest = next(iter(self._hand.held), None)
         if oldest is not None:
             return round(max(0.0, time.time() - oldest.ts / 1e9), 3)
-        return round(self.idle_s, 3) if pending else 0.0
+        return round(idle_s, 3) if pending else 0.0
 
     # What the consumer asks of its sink.
 
@@ -403,11 +407,9 @@ class TableWorker:
 
     def _unpark(self, parked: ParkedMessage, now: float) -> None:
         """Brings the first message of a parked lane back; its own commit, or the next one's, comes after this."""
-        handler = self._handler_for(parked.subject)
-        if handler is None:
-            return
         message = Message(self.spec.stream, parked.subject, parked.payload, None, parked.seq, 0, parked.ts)
-        item = self._runner.prepare(message, handler)
+        handler = self._handler_for(parked.subject)
+        item = self._runner.prepare(message, handler) if handler else self._runner.orphan(message)
         item.key, item.is_parked = parked.lane, True
         item.is_redriven, item.is_shared = parked.is_redriven, self.spec.is_shared
         age_s = now - parked.since if parked.since else 0.0

@@ -12,8 +12,8 @@ from streams_kit import DURABLE, make_message, make_scope
 from models.errors import ApiError
 from state.tables import Table
 from streams.broker import MESSAGE_NOT_FOUND, Inbox, PubAck
-from streams.deliveries import PullStatus, StoredMessage
 from streams.context import Context
+from streams.deliveries import PullStatus, StoredMessage
 from streams.message import Message
 from streams.policy import Policy
 from streams.runner import Item, Runner

@@ -54,6 +54,11 @@ def make_message(seq: int = 1, payload: bytes = b"{}", **fields: Any) -> Message
     return attrs.evolve(base, **fields)
 
 
+@attrs.frozen(kw_only=True)
+class Anything:
+    """The event type of a handler that cares for none."""
+
+
 async def do_nothing(event: Any, ctx: Context) -> None:
     """A handler without effects."""
 
@@ -64,7 +69,7 @@ def make_handler(name: str = "signals.task_synced", **fields: Any) -> Handler:
         name=name,
         subject="signals.task.synced",
         policy=Policy(),
-        event=dict,
+        event=Anything,
         function=do_nothing,
         decode=lambda payload: payload,
         key_of=lambda event: "ana",

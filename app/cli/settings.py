@@ -6,8 +6,7 @@ worker; app/cli turns that error into one line.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import attrs
 import click
@@ -15,17 +14,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.session import HasEnvironment
 from app.logs import one_line
 from app.settings import SettingRow, describe_settings
-
-
-class HasEnvironment(Protocol):
-    """What the group of commands hands to this one."""
-
-    @property
-    def env(self) -> Mapping[str, str]:
-        """The environment that the settings are read from."""
-        ...
 
 
 @click.command("settings")

@@ -13,8 +13,8 @@ from streams_kit import CREATED, make_floor, ts_of
 from models.errors import ApiError, BrokerUnavailable
 from state.store import Floor
 from streams.broker import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND
+from streams.consumer import Attached, Consumer
 from streams.deliveries import StoredMessage
-from streams.consumer import Consumer
 from streams.message import Message
 from streams.topology import consumer_config
 
@@ -38,15 +38,15 @@ class FakeSink:
         self.floor = at
         self.lost: str | None = None
         self.held: list[int] = []
-        self.delivered: list[int] = []
+        self.found: list[Attached] = []
+        self.takes_notes = True
 
-    def note_delivered(self, seq: int) -> None:
-        self.delivered.append(seq)
-
-    def restart(self, floor: Floor) -> None:
-        self._broker.log.append(("restart", floor.seq))
-        self.floor = floor
+    async def attached(self, found: Attached) -> bool:
+        self.found.append(found)
+        self._broker.log.append(("attached", found.floor.seq))
+        self.floor = found.floor
         self.held.clear()
+        return self.takes_notes
 
     def deliver(self, message: Message) -> None:
         self.held.append(message.seq)
@@ -98,7 +98,7 @@ async def test_attach_checks_then_resets_after_the_floor_then_pulls() -> None:
         assert stage.broker.log == [
             ("STREAM.INFO.SIGNALS", None),
             (INFO, None),
-            ("restart", 7),
+            ("attached", 7),
             (RESET, {"seq": 8}),
             ("subscribe",),
             ("pull", 1000, "inbox0"),

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.policy import Policy
+from models.errors import DeclarationError
+from streams.policy import Policy, check_policy
 
 NAN = float("nan")
 
@@ -38,36 +39,48 @@ def test_policy_default_is_the_contract() -> None:
     ],
 )
 def test_policy_takes_its_bounds_and_any_sequence(fields: dict[str, Any]) -> None:
-    """Bounds are included, and a list becomes a tuple."""
+    """Bounds are included, and a list serves as well as a tuple."""
+    check_policy(Policy(**fields), "here")
     for name, value in fields.items():
-        assert getattr(Policy(**fields), name) == (tuple(value) if isinstance(value, list) else value)
+        assert getattr(Policy(**fields), name) == value
 
 
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        pytest.param({"max_deliver": 0}, "max_deliver: expected 1 to 1000, got 0", id="no-delivery"),
-        pytest.param({"max_deliver": 1001}, "max_deliver: expected 1 to 1000, got 1001", id="too-many"),
+        pytest.param({"max_deliver": 0}, "max_deliver: expected an int .*, or None, got 0", id="no-delivery"),
+        pytest.param({"max_deliver": 1001}, "max_deliver: expected an int .* got 1001", id="too-many"),
         pytest.param({"backoff_s": ()}, "backoff_s: expected one or more delays", id="no-backoff"),
         pytest.param({"backoff_s": (1, 0)}, "backoff_s: expected one or more delays above 0", id="backoff-zero"),
         pytest.param({"backoff_s": (-1,)}, "backoff_s: expected one or more delays above 0", id="backoff-negative"),
         pytest.param({"backoff_s": (86_401,)}, "backoff_s: .* up to 86400 seconds", id="backoff-beyond-a-day"),
         pytest.param({"backoff_s": (NAN,)}, "backoff_s: .*, got .nan", id="backoff-nan"),
-        pytest.param({"timeout_s": 0}, "timeout_s: expected 0.01 to 3600, got 0", id="no-time"),
-        pytest.param({"timeout_s": 3601}, "timeout_s: expected 0.01 to 3600, got 3601", id="too-long"),
-        pytest.param({"timeout_s": NAN}, "timeout_s: expected 0.01 to 3600, got nan", id="timeout-nan"),
+        pytest.param({"timeout_s": 0}, "timeout_s: expected 0.01 to 3600 seconds, got 0", id="no-time"),
+        pytest.param({"timeout_s": 3601}, "timeout_s: expected 0.01 to 3600 seconds, got 3601", id="too-long"),
+        pytest.param({"timeout_s": NAN}, "timeout_s: expected 0.01 to 3600 seconds, got nan", id="timeout-nan"),
         pytest.param({"retry_for_s": -1}, "retry_for_s: expected 0 to ", id="negative-patience"),
         pytest.param({"retry_for_s": 30 * 86_400 + 1}, "retry_for_s: expected 0 to ", id="endless-patience"),
-        pytest.param({"reject_on": ("x",)}, "reject_on: expected exception classes, got 'x'", id="no-class"),
-        pytest.param({"retry_on": (int,)}, "retry_on: expected exception classes, got <class 'int'>", id="no-error"),
-        pytest.param({"retry_on": (KeyboardInterrupt,)}, "retry_on: expected exception", id="not-an-exception"),
-        pytest.param({"reject_on": (ValueError(),)}, "reject_on: expected exception", id="instance"),
+        pytest.param({"reject_on": ("x",)}, "reject_on: expected a tuple .*, got .'x'", id="no-class"),
+        pytest.param({"retry_on": (int,)}, "retry_on: expected a tuple .*<class 'int'>", id="no-error"),
+        pytest.param({"retry_on": (KeyboardInterrupt,)}, "retry_on: expected a tuple", id="not-an-exception"),
+        pytest.param({"max_deliver": True}, "max_deliver: .*, got True", id="switch"),
+        pytest.param({"max_deliver": "5"}, "max_deliver: .*, got '5'", id="text"),
+        pytest.param({"backoff_s": 5}, "backoff_s: .*, got 5", id="one-number"),
+        pytest.param({"retry_on": ValueError}, "retry_on: .*, got <class 'ValueError'>", id="one-class"),
+        pytest.param({"reject_on": (KeyError,), "retry_on": (KeyError,)}, "retry_on: KeyError is in rej", id="both"),
+        pytest.param({"reject_on": (ValueError(),)}, "reject_on: expected a tuple of exception", id="instance"),
     ],
 )
 def test_policy_refuses_what_makes_no_sense(fields: dict[str, Any], problem: str) -> None:
-    """A bad field is named with its value and what is accepted."""
-    with pytest.raises(ValueError, match=problem):
-        Policy(**fields)
+    """A bad field is named with its place, its value and what is accepted."""
+    with pytest.raises(DeclarationError, match=f"^here: policy: {problem}"):
+        check_policy(Policy(**fields), "here")
+
+
+def test_policy_is_a_policy() -> None:
+    """Anything else is refused."""
+    with pytest.raises(DeclarationError, match="policy: expected a Policy, got 5"):
+        check_policy(5, "here")  # type: ignore[arg-type]
 
 
 @given(

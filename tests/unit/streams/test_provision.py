@@ -87,7 +87,7 @@ async def test_durable_that_is_missing_has_no_info(error: ApiError) -> None:
 
 async def ensure_durable(broker: FakeBroker) -> Any:
     """Creates the durable if it is missing."""
-    return await ensure_consumer(broker, SPEC, store_id="mine")  # type: ignore[arg-type]
+    return (await ensure_consumer(broker, SPEC, store_id="mine"))[0]  # type: ignore[arg-type]
 
 
 async def test_missing_durable_is_created_with_the_store_in_its_metadata() -> None:

@@ -64,7 +64,9 @@ async def test_error_is_a_failure_that_waits_for_its_backoff() -> None:
 async def test_last_failure_is_dead() -> None:
     """The failure that reaches max_deliver gives the message up; the earlier ones come from its history."""
     verdict, _ = await run(raising(ValueError("broken")), history=History(failures=1, attempts=1))
-    assert attrs.evolve(verdict, where=None) == Verdict(kind="dead", is_failure=True, error="ValueError: broken")
+    expected = Verdict(kind="dead", is_failure=True, error="ValueError: broken")
+    assert attrs.evolve(verdict, where=None, trace=None) == expected
+    assert verdict.trace and verdict.trace.endswith("raise error\nValueError: broken\n")
 
 
 async def test_retry_waits_as_long_as_it_asks_and_is_no_failure() -> None:
@@ -77,7 +79,8 @@ async def test_retry_waits_as_long_as_it_asks_and_is_no_failure() -> None:
 async def test_reject_is_dead_at_once() -> None:
     """Reject gives the message up at its first attempt."""
     verdict, _ = await run(raising(Reject("never")))
-    assert attrs.evolve(verdict, where=None) == Verdict(kind="dead", is_failure=True, error="Reject: never")
+    expected = Verdict(kind="dead", is_failure=True, error="Reject: never")
+    assert attrs.evolve(verdict, where=None, trace=None) == expected
 
 
 class Wordless(Exception):

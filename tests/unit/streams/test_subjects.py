@@ -1,5 +1,6 @@
 """Subject tables: what may be declared, and who handles what."""
 
+import datetime as dt
 import functools
 from typing import Any
 
@@ -53,10 +54,25 @@ def test_table_keeps_what_was_declared() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        pytest.param({"concurrency": 0}, "concurrency: expected 1 to 1000, got 0", id="no-slot"),
-        pytest.param({"concurrency": 1001}, "concurrency: expected 1 to 1000, got 1001", id="too-many-slots"),
+        pytest.param({"concurrency": 0}, "concurrency: expected an int from 1 to 1000, got 0", id="no-slot"),
+        pytest.param({"concurrency": 1001}, "concurrency: expected an int .* got 1001", id="too-many-slots"),
         pytest.param({"ack_wait_s": 0.9}, "ack_wait_s: expected 1 to 3600 seconds, got 0.9", id="short-wait"),
         pytest.param({"ack_wait_s": 3601}, "ack_wait_s: expected 1 to 3600 seconds, got 3601", id="long-wait"),
+        pytest.param({"order": "any"}, "order: expected 'key' or 'none', got 'any'", id="order"),
+        pytest.param({"delivery": "fetch"}, "delivery: expected 'pull' or 'push', got 'fetch'", id="delivery"),
+        pytest.param({"version": 0}, "version: expected an int from 1 to 10000, got 0", id="version"),
+        pytest.param({"renamed_from": "A"}, r"renamed_from: expected \[a-z\].*, got 'A'", id="former-name"),
+        pytest.param({"key": 5}, "key: expected the name of an attribute or a function .*, got 5", id="key"),
+        pytest.param({"start": "now"}, "start: expected 'all', 'new', a sequence .*, got 'now'", id="start"),
+        pytest.param({"start": 0}, "start: expected .*, got 0", id="start-sequence"),
+        pytest.param({"start": dt.datetime(2026, 1, 1)}, "start: .*with a zone, got .*", id="naive-start"),
+        pytest.param({"tables": ["streaks"]}, "tables: expected Table objects, got 'streaks'", id="no-table"),
+        pytest.param(
+            {"order": "none", "tables": [Table("rows", Row)]},
+            "tables: 'rows' is of kind 'rows', and order='none' takes kind 'counters' only",
+            id="rows-without-order",
+        ),
+        pytest.param({"order": "none", "delivery": "push"}, "delivery: 'push' goes to one worker, .*", id="push"),
     ],
 )
 def test_table_refuses_options_out_of_bounds(options: dict[str, Any], problem: str) -> None:

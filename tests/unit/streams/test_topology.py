@@ -121,6 +121,8 @@ def test_consumer_config_leaves_the_limit_of_deliveries_to_us() -> None:
         "max_ack_pending": 1000,
         "max_waiting": 128,
         "inactive_threshold": 0,
+        "backoff": [],
+        "headers_only": False,
         "metadata": {"tipstream_store": "s1", "tipstream_table": "signals"},
     }
     assert expected == CONFIG
@@ -193,7 +195,7 @@ def test_differences_show_our_metadata_only() -> None:
 )
 def test_dangers_name_what_loses_messages(field: str, value: object, danger: str) -> None:
     """A durable with such a setting is better left alone, and the sentence says which one it is."""
-    assert dangers(CONFIG | {field: value}) == [danger]
+    assert dangers(CONFIG | {field: value}, is_push=False) == [danger]
 
 
 @pytest.mark.parametrize(
@@ -207,13 +209,13 @@ def test_dangers_name_what_loses_messages(field: str, value: object, danger: str
 )
 def test_dangers_are_no_mere_differences(found: dict[str, object]) -> None:
     """What only slows a durable down, or has it see fewer subjects, is drift and no danger."""
-    assert dangers(CONFIG | found) == []
+    assert dangers(CONFIG | found, is_push=False) == []
 
 
 def test_dangers_take_an_unnamed_limit_for_none() -> None:
     """A server that leaves max_deliver out has no limit."""
     config = {field: value for field, value in CONFIG.items() if field != "max_deliver"}
-    assert dangers(config) == []
+    assert dangers(config, is_push=False) == []
 
 
 def test_differences_of_a_stream_compare_its_subjects_in_any_order() -> None:
