@@ -126,7 +126,6 @@ def test_consumer_config_leaves_the_limit_of_deliveries_to_us() -> None:
         "metadata": {"tipstream_store": "s1", "tipstream_table": "signals"},
     }
     assert expected == CONFIG
-    assert "backoff" not in CONFIG
 
 
 @pytest.mark.parametrize(
