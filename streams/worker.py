@@ -266,6 +266,7 @@ class TableWorker:
             return
         handler = self._handler_for(message.subject)
         if is_done or handler is None:
+            position.append(Place(message.seq, message.ts, is_settled=True))
             self.finish(message)
         elif held is None:
             item = self._runner.prepare(message, handler)
