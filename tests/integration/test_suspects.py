@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import NatsServer, wait_until
+from nats.js.errors import NotFoundError
 from service_kit import client, payload, publish, stream_is_there
 
 from state.sqlite import SqliteReader
@@ -88,3 +89,87 @@ async def test_killing_messages_die_three_times_and_innocent_ones_are_applied(
     rows = [reader.fetch_row("steps", user) for user in users]
     assert [row and row.row for row in rows] == [{"seen": [1]}] * 58
     reader.close()
+
+
+SHARED_CHILD = """
+import asyncio, os, sys
+from pathlib import Path
+import attrs
+from service_kit import Step, running_service
+from state.tables import Table
+from streams import Context, SubjectTable
+
+@attrs.frozen(kw_only=True)
+class Count:
+    n: int = 0
+
+COUNTS = Table("counts", Count, kind="counters")
+table = SubjectTable("steps", tables=[COUNTS], order="none", ack_wait_s=1)
+
+@table.on("signals.step")
+async def step(event: Step, ctx: Context) -> None:
+    await asyncio.sleep(0.002)
+    if event.n < 0:
+        os._exit(9)
+    ctx.add(COUNTS, event.user_id, "n", 1)
+
+async def main() -> None:
+    async with running_service(sys.argv[1], Path(sys.argv[2]), [table]) as running:
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_killing_message_of_a_shared_table_is_given_up_and_its_neighbours_are_applied(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """Two workers that share a table die of one message, are started again, and give it up; the others are applied."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    env = {"PYTHONPATH": f"{Path.cwd()}:{Path.cwd() / 'tests'}"}
+    command = [sys.executable, "-c", SHARED_CHILD, nats_server.url, str(folder)]
+    users = [f"u{number}" for number in range(40)]
+    async with client(nats_server.url) as nc:
+        js = nc.jetstream()
+        await js.add_stream(name="SIGNALS", subjects=["signals.>"])
+        await publish(nc, [payload(user, 1) for user in users[:20]])
+        await publish(nc, [payload("killer", -1)])
+        await publish(nc, [payload(user, 1) for user in users[20:]])
+        children: list[asyncio.subprocess.Process] = []
+        deaths = 0
+
+        async def letter_is_there() -> bool:
+            nonlocal deaths
+            alive = [child for child in children if child.returncode is None]
+            deaths += len(children) - len(alive)
+            while len(alive) < 2:
+                alive.append(await asyncio.create_subprocess_exec(*command, env=env))
+            children[:] = alive
+            try:
+                return bool((await js.stream_info("DEAD_LETTERS")).state.messages)
+            except NotFoundError:
+                return False
+
+        try:
+            await wait_until(letter_is_there, 40, what="the dead letter", poll_s=0.05)
+            await wait_until(lambda: counts(folder) == dict.fromkeys(users, 1), 15, what="each neighbour applied once")
+        finally:
+            for child in children:
+                child.kill()
+                await child.wait()
+        letter = await js.get_last_msg("DEAD_LETTERS", "deadletters.SIGNALS.steps.step.21")
+        assert "while this message ran alone" in (letter.headers or {})["Tipstream-Error"]
+        assert (await js.stream_info("DEAD_LETTERS")).state.messages == 1
+    assert 3 <= deaths <= 8
+
+
+def counts(folder: Path) -> dict[str, int]:
+    """How often each user's message was applied."""
+    if not store_path(folder).exists():
+        return {}
+    reader = SqliteReader(store_path(folder))
+    try:
+        return {row.key: int(str(row.row["n"])) for row in reader.list_rows("counts")}
+    finally:
+        reader.close()
