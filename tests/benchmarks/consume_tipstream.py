@@ -36,8 +36,8 @@ LAST = Table("last", Last)
 
 
 def table_for(mode: str) -> SubjectTable:
-    """A subject table whose handler writes a row a message (``write``), or nothing (``plain``)."""
-    table = SubjectTable("bench", tables=[LAST])
+    """A subject table whose handler writes a row a message (``write``), or nothing (``plain``, ``none``: no order)."""
+    table = SubjectTable("bench", order="none") if mode == "none" else SubjectTable("bench", tables=[LAST])
     if mode == "write":
 
         @table.on("signals.bench")

@@ -24,6 +24,8 @@ from harness import NatsServer  # noqa: E402 (found by the line above)
 COUNT = int(os.environ.get("BENCH_COUNT", "50000"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 IDLE_S = 10.0
+RATE = 500
+LATENCY_S = 8.0
 
 
 async def fill(url: str, count: int) -> None:
@@ -47,11 +49,11 @@ def run_script(script: str, *arguments: str) -> float:
 
 def measure_consumers(folder: Path) -> None:
     """Prints typed consumption with and without a durable write, beside FastStream's durable pull subscriber."""
-    rates: dict[str, list[float]] = {"plain": [], "write": [], "peer": []}
+    rates: dict[str, list[float]] = {"plain": [], "write": [], "none": [], "peer": []}
     with NatsServer(folder / "nats", jetstream="") as server:
         asyncio.run(fill(server.url, COUNT))
         for number in range(ROUNDS):
-            for mode in ("plain", "peer", "write"):
+            for mode in ("plain", "peer", "write", "none"):
                 if mode == "peer":
                     rate = run_script("consume_faststream.py", server.url, str(COUNT), f"peer{number}")
                 else:
@@ -62,11 +64,62 @@ def measure_consumers(folder: Path) -> None:
     print(f"\nconsuming {COUNT:,} events of 60 bytes over 1,000 keys, medians of {ROUNDS} interleaved rounds")
     print(f"{'':44}{'msg/s':>10}{'ratio':>8}{'lowest':>8}{'highest':>9}")
     print(f"{'FastStream 0.7, durable pull, typed':44}{statistics.median(rates['peer']):>10,.0f}")
-    labels = {"plain": "typed, position committed, ack", "write": "typed, one row written and its marker, ack"}
+    labels = {
+        "plain": "typed, in order, position committed, ack",
+        "write": "the same with one row written",
+        "none": 'typed, order="none", marker committed, ack',
+    }
     for mode, label in labels.items():
         ratios = [ours / theirs for ours, theirs in zip(rates[mode], rates["peer"], strict=True)]
         middle = statistics.median(rates[mode])
         print(f"{label:44}{middle:>10,.0f}{statistics.median(ratios):>7.1f}x{min(ratios):>7.1f}x{max(ratios):>8.1f}x")
+
+
+async def send_at_rate(url: str, mode: str) -> None:
+    """Publishes RATE events a second for LATENCY_S seconds, then the one that ends the consumer."""
+    client = await nats.connect(url)
+    started, number = time.monotonic(), 0
+    while (elapsed := time.monotonic() - started) < LATENCY_S:
+        while number < elapsed * RATE:
+            user, kind = f"u{number % 100}", "ok"
+            if mode == "slow" and number % (2 * RATE) == 0:
+                user, kind = "slow", "slow"
+            elif mode == "failing" and number % 10 == 0:
+                user, kind = "bad", "bad"
+            event = {"user_id": user, "kind": kind, "sent": time.time()}
+            await client.publish("signals.bench", json.dumps(event).encode())
+            number += 1
+        await client.flush()
+        await asyncio.sleep(0.001)
+    end = {"user_id": "end", "kind": "end", "sent": time.time()}
+    await client.jetstream().publish("signals.bench", json.dumps(end).encode())
+    await client.close()
+
+
+def measure_latency(folder: Path) -> None:
+    """Prints what one slow key, and one failing key, do to the latency of the others."""
+    found: dict[str, list[tuple[float, float]]] = {"alone": [], "slow": [], "failing": []}
+    for number in range(ROUNDS):
+        for mode, figures in found.items():
+            state, store = folder / f"latency-{mode}{number}", folder / f"nats-{mode}{number}"
+            state.mkdir()
+            store.mkdir()
+            with NatsServer(store, jetstream="") as server:
+                command = [sys.executable, str(HERE / "consume_latency.py"), server.url, str(state)]
+                with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+                    assert child.stdout is not None, "a pipe was asked for"
+                    child.stdout.readline()
+                    asyncio.run(send_at_rate(server.url, mode))
+                    p50, p99 = map(float, child.stdout.readline().split())
+            figures.append((p50, p99))
+    print(f"\nlatency from publish to handler at {RATE:,} events/s over 100 keys, medians of {ROUNDS} rounds")
+    print(f"{'':44}{'p50 ms':>10}{'p99 ms':>10}{'p99 moved by':>16}")
+    alone = [p99 for _, p99 in found["alone"]]
+    labels = {"alone": "alone", "slow": "beside a key that takes 2 s", "failing": "beside a tenth that fails, one key"}
+    for mode, figures in found.items():
+        moved = statistics.median(p99 - base for (_, p99), base in zip(figures, alone, strict=True))
+        p50, p99 = (statistics.median(column) for column in zip(*figures, strict=True))
+        print(f"{labels[mode]:44}{p50:>10.2f}{p99:>10.2f}" + (f"{moved:>+13.2f} ms" if mode != "alone" else ""))
 
 
 def cpu_s(pid: int) -> float:
@@ -97,6 +150,7 @@ def main() -> None:
         folder = Path(name)
         (folder / "nats").mkdir()
         measure_consumers(folder)
+        measure_latency(folder)
         measure_idle(folder)
 
 
