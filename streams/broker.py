@@ -312,10 +312,14 @@ class Broker:
         size = len(payload) + sum(len(name) + len(value) + 4 for name, value in headers.items()) + 12
         if size > self.max_payload_bytes:
             raise BrokerError(f"{subject}: {size} bytes with headers are above the server's {self.max_payload_bytes}")
-        answer = json.loads(await self._request(subject, payload, headers, timeout_s))
-        if error := answer.get("error"):
-            raise ApiError(subject, error.get("err_code") or error.get("code", 0), error.get("description", ""))
-        return PubAck(stream=answer["stream"], seq=answer["seq"], is_duplicate=answer.get("duplicate", False))
+        body = await self._request(subject, payload, headers, timeout_s)
+        try:
+            answer = json.loads(body)
+            if error := answer.get("error"):
+                raise ApiError(subject, error.get("err_code") or error.get("code", 0), error.get("description", ""))
+            return PubAck(stream=answer["stream"], seq=answer["seq"], is_duplicate=answer.get("duplicate", False))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BrokerUnavailable(f"{subject}: somebody else answers there, not JetStream ({body[:40]!r})") from error
 
     def _refuse_once_closed(self, what: str) -> None:
         """Refuses work after the end; nats-py's own flag is lost when a close meets a reconnect."""

@@ -178,7 +178,7 @@ class Crew:
                 await asyncio.gather(*(worker.drain() for worker in workers))
                 await self.committer.flushed()
                 if broker.is_connected:
-                    await self.outbox.emptied()
+                    await self.outbox.settled()
                     await self.committer.flushed()
                 await broker.flush()
                 await asyncio.gather(*(worker.consumer.hand_back() for worker in workers))

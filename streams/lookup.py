@@ -7,7 +7,7 @@ stored: it would be stored a second time. So it asks first, by reading the heade
 import contextlib
 from collections.abc import Collection
 
-from streams.broker import Broker
+from streams.broker import API_PREFIX, Broker
 from streams.topology import NANOSECONDS
 
 MSG_ID = "Nats-Msg-Id"
@@ -39,9 +39,12 @@ async def stored_ids(
     }
     created = await broker.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
     found: set[str] = set()
-    left = created["num_pending"]
-    async with contextlib.aclosing(broker.read_headers(stream, created["name"], left, silent_s=SILENT_S)) as headers:
-        async for header in headers:
-            if (message_id := header.get(MSG_ID, "")) in wanted:
-                found.add(message_id)
+    name, left = created["name"], created["num_pending"]
+    try:
+        async with contextlib.aclosing(broker.read_headers(stream, name, left, silent_s=SILENT_S)) as headers:
+            async for header in headers:
+                if (message_id := header.get(MSG_ID, "")) in wanted:
+                    found.add(message_id)
+    finally:
+        await broker.send(f"{API_PREFIX}CONSUMER.DELETE.{stream}.{name}")
     return found

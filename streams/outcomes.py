@@ -55,7 +55,8 @@ class Services:
 class Hand:
     """What one worker has in hand: deliveries, parked lanes, rows that wait for their commit, and its position.
 
-    Of the processes that share a table only one ``runs_parked``: the owner.
+    Of the processes that share a table only one ``runs_parked``: the owner. ``letters`` are messages that were given
+    up and whose dead letters JetStream has not stored yet, by sequence.
     """
 
     durable: str
@@ -65,6 +66,7 @@ class Hand:
     held: Held = attrs.field(factory=Held)
     parked: ParkedLanes = attrs.field(factory=ParkedLanes)
     waiting: Rows = attrs.field(factory=dict)
+    letters: dict[int, Message] = attrs.field(factory=dict)
     position: Position | SharedPosition | None = None
 
 
@@ -197,8 +199,10 @@ class Outcomes:
 
     def _release(self, change: Change, item: Item, *, is_dead: bool) -> None:
         """Hands committed events to the outbox, and gives a parked lane its next turn."""
+        if is_dead and item.message.reply:
+            self._hand.letters[item.seq] = item.message
         for row in change.outbox:
-            terminate = functools.partial(self._owner.finish, item.message, b"+TERM")
+            terminate = functools.partial(self._terminate, item.message)
             self._services.outbox.enqueue(Waiting(row, terminate if is_dead else None))
         if change.parked and not self._hand.runs_parked:
             self._hand.parked.finish_first(item.key, time.time())
@@ -206,6 +210,11 @@ class Outcomes:
             self._hand.parked.schedule(item.key, change.parked.due)
         elif item.is_parked:
             self._hand.parked.finish_first(item.key, time.time())
+
+    def _terminate(self, message: Message) -> None:
+        """Answers the newest delivery of a message whose dead letter is stored."""
+        self._hand.letters.pop(message.seq, None)
+        self._owner.finish(message, b"+TERM")
 
     def _drop(self, change: Change, item: Item, replies: list[str]) -> None:
         """Lets a message go that another process has given its outcome."""

@@ -265,7 +265,9 @@ class TableWorker:
             self._lose(str(error))
             return
         handler = self._handler_for(message.subject)
-        if is_done or handler is None:
+        if message.seq in self._hand.letters:  # pending until its dead letter is stored
+            self._hand.letters[message.seq].reply = message.reply
+        elif is_done or handler is None:
             position.append(Place(message.seq, message.ts, is_settled=True))
             self.finish(message)
         elif held is None:
@@ -398,12 +400,14 @@ class TableWorker:
             self.unpark_due()
             if now - beat_at >= self.table.ack_wait_s / 3:
                 beat_at = now
-                held = [item.message.reply for item in self._hand.held if item.message.reply]
-                await self._services.broker.ack(held, b"+WPI")
+                letters = list(self._hand.letters.values())
+                waiting = [item.message for item in self._hand.held] + letters
+                await self._services.broker.ack([message.reply for message in waiting if message.reply], b"+WPI")
 
     def unpark_due(self) -> None:
         """Takes as many due lanes as there is room for; the others keep their turn."""
-        if not self._is_draining and self._services.committer.failure is None:
+        services = self._services
+        if not (self._is_draining or services.committer.failure or services.outbox.is_full):
             self._unparker.take_due(time.time())
 
     def _unpark(self, parked: ParkedMessage, now: float) -> None:

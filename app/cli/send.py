@@ -30,6 +30,7 @@ from streams.topology import STREAMS
 IN_FLIGHT = 256
 RETRY_FOR_S = 15.0
 STREAM_WAIT_S = 2.0
+NO_ANSWER = "no answer"
 
 
 @attrs.define
@@ -38,6 +39,22 @@ class Tally:
 
     sent: int = 0
     refused: list[tuple[int, str]] = attrs.field(factory=list)
+
+    def note(self, line: "Line", problem: str) -> None:
+        """Counts a line; without a problem it is stored."""
+        if problem:
+            self.refused.append((line.number, f"not stored: {problem}"))
+        else:
+            self.sent += 1
+
+
+@attrs.frozen(kw_only=True)
+class Line:
+    """A payload with its line's number and the id under which it is stored once."""
+
+    number: int
+    payload: bytes
+    message_id: str
 
 
 @click.command("send")
@@ -112,25 +129,58 @@ async def _publish_all(
     """Publishes every payload that fits the handler's event type, in order, a bounded number at a time."""
     tally = Tally()
     run_id = uuid.uuid4().hex
-    slots = asyncio.Semaphore(IN_FLIGHT)
+    window: list[Line] = []
     with _progress() as progress:
         bar = progress.add_task(subject, total=None)
-        async with asyncio.TaskGroup() as group:
-            for number, payload in _payloads(source):
-                try:
-                    if handler:
-                        handler.decode(payload)
-                except PayloadError as error:
-                    tally.refused.append((number, error.reason))
-                    continue
-                await slots.acquire()
-                task = group.create_task(
-                    _publish(broker, subject, payload, f"{run_id}:{number}", tally=tally, line=number)
-                )
-                task.add_done_callback(lambda _: slots.release())
-                progress.advance(bar)
+        for number, payload in _payloads(source):
+            try:
+                if handler:
+                    handler.decode(payload)
+            except PayloadError as error:
+                tally.refused.append((number, error.reason))
+                continue
+            window.append(Line(number=number, payload=payload, message_id=f"{run_id}:{number}"))
+            if len(window) == IN_FLIGHT:
+                await _publish_window(broker, subject, window, tally)
+                progress.advance(bar, len(window))
+                window = []
+        await _publish_window(broker, subject, window, tally)
     tally.refused.sort()
     return tally
+
+
+async def _publish_window(broker: Broker, subject: str, window: list[Line], tally: Tally) -> None:
+    """Publishes lines at once; from the first one that got no answer on, once more, one after the other.
+
+    A connection that breaks has stored some first ones of them, and an id is stored once, so the order stays.
+    """
+    answers = await asyncio.gather(*(_try(broker, subject, line) for line in window))
+    unanswered = next((place for place, answer in enumerate(answers) if answer == NO_ANSWER), len(window))
+    for line, answer in zip(window[:unanswered], answers[:unanswered], strict=True):
+        tally.note(line, answer)
+    for line in window[unanswered:]:
+        tally.note(line, await _insist(broker, subject, line))
+
+
+async def _insist(broker: Broker, subject: str, line: Line) -> str:
+    """Publishes one line, again and again under one id while NATS is away."""
+    deadline = asyncio.get_running_loop().time() + RETRY_FOR_S
+    while (answer := await _try(broker, subject, line)) == NO_ANSWER:
+        if asyncio.get_running_loop().time() > deadline:
+            return f"no answer within {RETRY_FOR_S:g} s"
+        await asyncio.sleep(0.2)
+    return answer
+
+
+async def _try(broker: Broker, subject: str, line: Line) -> str:
+    """Publishes one line; what went wrong, if anything."""
+    try:
+        await broker.publish(subject, line.payload, {MSG_ID: line.message_id}, timeout_s=5)
+    except BrokerUnavailable:
+        return NO_ANSWER
+    except (ApiError, BrokerError) as error:
+        return str(error)
+    return ""
 
 
 async def _check_stream(broker: Broker, stream: str) -> None:
@@ -152,22 +202,3 @@ def _progress() -> Iterator[Progress]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield progress
-
-
-async def _publish(broker: Broker, subject: str, payload: bytes, message_id: str, *, tally: Tally, line: int) -> None:
-    """Publishes one payload, again and again under one id while NATS is away."""
-    deadline = asyncio.get_running_loop().time() + RETRY_FOR_S
-    while True:
-        try:
-            await broker.publish(subject, payload, {MSG_ID: message_id}, timeout_s=5)
-        except BrokerUnavailable as error:
-            if asyncio.get_running_loop().time() > deadline:
-                tally.refused.append((line, f"not stored: {error}"))
-                return
-            await asyncio.sleep(0.2)
-        except (ApiError, BrokerError) as error:
-            tally.refused.append((line, f"not stored: {error}"))
-            return
-        else:
-            tally.sent += 1
-            return

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import NatsServer, wait_until
@@ -11,7 +12,9 @@ from service_kit import (
     Behaviour,
     Step,
     all_acked,
+    api,
     client,
+    count_of,
     expected,
     info,
     messages_of,
@@ -291,3 +294,57 @@ async def test_effects_of_a_failed_attempt_are_dropped(nats_server: NatsServer, 
             await rows_become(state, expected(1, 1))
         [echo] = await messages_of(nc, "SIGNALS", "signals.echo")
         assert echo.data == b'{"attempt":1}'
+
+
+async def test_message_given_up_is_pending_until_its_dead_letter_is_stored(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """While the dead-letter stream takes nothing, the message stays unacked, and alive on the server."""
+    state = tmp_path / "state"
+
+    async def reject(event: Step, ctx: Context) -> None:
+        raise Reject("never")
+
+    async with (
+        client(nats_server.url) as nc,
+        running_service(nats_server.url, state, [step_table(reject, ack_wait_s=1)]) as running,
+    ):
+        await stream_is_there(nc, "DEAD_LETTERS")
+        await running.is_ok()
+        config = (await api(nc, "STREAM.INFO.DEAD_LETTERS"))["config"]
+        await api(nc, "STREAM.UPDATE.DEAD_LETTERS", config | {"max_msgs": 1})
+        await nc.jetstream().publish("deadletters.other", b"")  # full
+        await publish(nc, payloads(1, 3))
+        await running.says("events wait to be published")
+        seen_at = asyncio.get_running_loop().time()
+        await wait_until(lambda: asyncio.get_running_loop().time() > seen_at + 2.5, what="ack_wait twice over")
+        found = await info(nc)
+        assert (found["num_ack_pending"], found["ack_floor"]["stream_seq"]) == (3, 0)
+        await api(nc, "STREAM.UPDATE.DEAD_LETTERS", config)
+        await all_acked(nc)
+        assert await count_of(nc, "DEAD_LETTERS", "deadletters.SIGNALS.>") == 3
+
+
+async def test_event_that_somebody_else_answers_is_published_all_the_same(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """A client that replies to everything on the subject is no acknowledgement, and does not end the worker."""
+    state = tmp_path / "state"
+
+    async def echo(event: Step, ctx: Context) -> None:
+        ctx.publish("feedback.echo", {"n": event.n})
+
+    async with client(nats_server.url) as nc, running_service(nats_server.url, state, [step_table(echo)]) as running:
+        await stream_is_there(nc, "DEAD_LETTERS")
+
+        async def answer(message: Any) -> None:
+            await nc.publish(message.reply, b"hello")
+
+        meddler = await nc.subscribe("feedback.>", cb=answer)
+        await publish(nc, payloads(1, 5))
+        await rows_become(state, expected(1, 5))
+        await wait_until(lambda: bool(running.service._owned and running.service._owned.outbox.unsent_count <= 5))
+        await meddler.unsubscribe()
+        await wait_until(lambda: bool(running.service._owned and not running.service._owned.outbox.unsent_count))
+        assert await count_of(nc, "FEEDBACK", "feedback.echo") == 5
+        assert not running.task.done()

@@ -13,7 +13,7 @@ from models.errors import ApiError, BrokerError, BrokerUnavailable
 from state.store import OutboxRow
 from streams.broker import WRONG_LAST_SEQUENCE, PubAck
 from streams.deliveries import StoredMessage
-from streams.outbox import FULL_COUNT, WAVE_COUNT, Outbox, Waiting
+from streams.outbox import FULL_BYTES, FULL_COUNT, WAVE_COUNT, Outbox, Waiting
 
 NEVER_OVER = 10**30  # nanoseconds
 STORED = PubAck(stream="SIGNALS", seq=1, is_duplicate=False)
@@ -80,7 +80,7 @@ async def staged() -> AsyncIterator[Stage]:
 
 async def emptied(stage: Stage) -> None:
     """Waits until everything is stored."""
-    await asyncio.wait_for(stage.outbox.emptied(), 3)
+    await wait_until(lambda: not stage.outbox.unsent_count, 5, what="every row is stored")
 
 
 async def test_row_is_published_under_its_id_and_then_forgotten() -> None:
@@ -165,7 +165,7 @@ async def test_stuck_row_does_not_stop_other_lanes() -> None:
 
 
 async def test_nothing_is_sent_while_nats_is_away() -> None:
-    """Rows wait for the connection, and ``emptied`` with them."""
+    """Rows wait for the connection."""
     async with staged() as stage:
         stage.server.connected.clear()
         stage.add(make_outbox_row(1))
@@ -244,6 +244,48 @@ async def test_loaded_rows_leave_first_and_once() -> None:
         assert stage.outbox.unsent_count == 2
         await emptied(stage)
         assert stage.server.ids == ["id-5", "id-9"]
+
+
+async def test_silent_stream_holds_up_no_other() -> None:
+    """With more lanes stuck than a wave takes, the rows of other streams and dead letters leave all the same."""
+    async with staged() as stage:
+
+        async def refuse_feedback(subject: str, headers: dict[str, str]) -> PubAck:
+            if subject.startswith("feedback."):
+                raise BrokerUnavailable("nobody answers there")
+            return STORED
+
+        stage.server.publish_answer = refuse_feedback
+        count = WAVE_COUNT + 50
+        stage.add(*(make_outbox_row(n, lane=f"stuck{n}", subject="feedback.x") for n in range(count)))
+        stage.add(make_outbox_row(count, lane="well"), make_outbox_row(count + 1, lane=DEAD, subject=DEAD))
+        await wait_until(lambda: stage.outbox.unsent_count == count)
+        assert stage.forgotten == [f"id-{count}", f"id-{count + 1}"]
+
+
+async def test_outbox_is_settled_when_what_remains_was_tried_once_more() -> None:
+    """A stop waits for what can be sent, and not for what can't."""
+    async with staged() as stage:
+
+        async def refuse(subject: str, headers: dict[str, str]) -> PubAck:
+            raise ApiError(subject, 10077, "maximum messages exceeded")
+
+        stage.server.publish_answer = refuse
+        stage.add(make_outbox_row(1), make_outbox_row(2), make_outbox_row(3, lane="other"))
+        await asyncio.wait_for(stage.outbox.settled(), 5)
+        assert stage.outbox.unsent_count == 3
+        assert set(stage.server.conditions) == {None} and len(stage.server.conditions) >= 2
+
+
+def test_outbox_is_full_above_its_bound_of_bytes() -> None:
+    """A few large rows count as many small ones."""
+    outbox = Outbox(FakeBroker(), forget=lambda row_id: None)  # type: ignore[arg-type]
+    large = b"x" * (FULL_BYTES // 4)
+    for n in range(4):
+        outbox.enqueue(Waiting(make_outbox_row(n, payload=large)))
+    assert not outbox.is_full
+    outbox.enqueue(Waiting(make_outbox_row(5, payload=b"x")))
+    assert outbox.is_full
 
 
 def test_outbox_is_full_above_its_bound() -> None:
