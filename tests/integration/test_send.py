@@ -15,7 +15,7 @@ async def test_lines_keep_their_order_through_killed_servers(nats_server: NatsSe
     """However often the server dies, each line is stored once, in the order of the file."""
     lines = [b"%d" % number for number in range(6000)]
     async with client(nats_server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.05) as nc:
-        await nc.jetstream().add_stream(name="SIGNALS", subjects=["signals.>"])
+        await nc.jetstream().add_stream(name="SIGNALS", subjects=["signals.>"], allow_direct=True)
         async with Broker([nats_server.url], name="test") as broker:
             await broker.connected.wait()
             sending = asyncio.create_task(_publish_all(broker, "signals.line", lines, handler=None))
