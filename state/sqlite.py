@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from models.errors import StoreError, StoreFenced
-from state import writes
+from state import repair, writes
 from state.schema import OF_DURABLES, connect_readonly, create_database, examine_database, translate
 from state.store import (
     Change,
@@ -135,24 +135,24 @@ class SqliteStore:
 
     def note_start(self, durable: str, seq: int, crashes: int) -> None:
         """As state.store.Store."""
-        with self._transaction():
+        with self.transaction():
             self._writer.execute("replace into started values (?, ?, ?, ?)", (durable, seq, crashes, self._runner))
 
     def note_since(self, durable: str, since: Mapping[str, int]) -> None:
         """As state.store.Store."""
-        with self._transaction():
+        with self.transaction():
             rows = [(durable, subject, seq) for subject, seq in since.items()]
             self._writer.executemany("insert or ignore into since values (?, ?, ?)", rows)
 
     def note_gone(self, durable: str, first_seq: int, last_seq: int, what: str) -> None:
         """As state.store.Store."""
-        with self._transaction():
+        with self.transaction():
             values = (durable, first_seq, last_seq, what, time.time())
             self._writer.execute("replace into gone values (?, ?, ?, ?, ?)", values)
 
     def move(self, old: str, new: str) -> bool:
         """Gives all that belongs to a durable to one that has nothing yet; False when there is nothing to do."""
-        with self._transaction():
+        with self.transaction():
             known = dict(self._writer.execute("select durable, 1 from floors where durable in (?, ?)", (old, new)))
             if new in known or old not in known:
                 return False
@@ -161,7 +161,7 @@ class SqliteStore:
             return True
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
         """A transaction of the owner, or of one of those who share; an error leaves nothing of it."""
         try:
             self._writer.execute("begin immediate")
@@ -199,7 +199,7 @@ class SqliteStore:
         self, changes: Sequence[Change], floors: Sequence[Floor], *, marks: Sequence[Change], sent: Sequence[str]
     ) -> Set[Place]:
         """As state.store.Store: all of it in one transaction, or an error and nothing; an empty one writes as well."""
-        with self._transaction():
+        with self.transaction():
             done = writes.find_done(self._writer, changes)
             if done:
                 changes = [change for change in changes if (change.durable, change.seq) not in done]
@@ -213,6 +213,21 @@ class SqliteStore:
             if not (changes or floors or sent):
                 self._probe()
         return done
+
+    def accept_loss(self, floor: Floor, cut: int) -> None:
+        """Forgets what a stream has lost, since its sequences come again: everything above ``cut`` of one durable.
+
+        Args:
+            floor: where the durable stands from now on.
+            cut: the last sequence that the stream still has as this store knows it.
+        """
+        with self.transaction():
+            repair.accept_loss(self._writer, floor, cut)
+
+    def set_floor(self, floor: Floor) -> None:
+        """Writes where a durable stands that this store has never read."""
+        with self.transaction():
+            writes.write_positions(self._writer, [floor], [])
 
     def _check_epoch(self) -> None:
         if self._writer.execute("select epoch from owner").fetchone()[0] != self.epoch:
@@ -269,6 +284,11 @@ class SqliteStore:
     def _journal(self, durable: str, seq: int) -> tuple[Failure, ...]:
         query = "select at, error from failures where durable = ? and seq = ? order by at"
         return tuple(Failure(at=at, error=error) for at, error in self._query(query, durable, seq))
+
+    def count_parked(self, durable: str, above: int) -> int:
+        """Counts the messages above a sequence that wait."""
+        query = "select count(*) from parked where durable = ? and seq > ?"
+        return int(self._query(query, durable, above)[0][0])
 
     def fetch_started(self, durable: str, seq: int) -> Started | None:
         """As state.store.Store."""

@@ -365,18 +365,20 @@ class Broker:
             raise BrokerUnavailable(f"can't subscribe ({_one_line(error)})") from error
         return Inbox(subject, subscription)
 
-    async def read_headers(
+    async def read(
         self, stream: str, consumer: str, count: int, *, silent_s: float
-    ) -> AsyncGenerator[Mapping[str, str], None]:
-        """Reads the headers of the next ``count`` messages of a consumer that needs no acks.
+    ) -> AsyncGenerator[tuple[Message, Mapping[str, str]], None]:
+        """Reads the next ``count`` messages of a consumer that needs no acks, each with its headers.
 
         Raises:
             BrokerUnavailable: nothing came for ``silent_s`` seconds.
         """
-        queue: asyncio.Queue[Mapping[str, str] | None] = asyncio.Queue(READ_BATCH_COUNT + 1)
+        queue: asyncio.Queue[tuple[Message, Mapping[str, str]] | None] = asyncio.Queue(READ_BATCH_COUNT + 1)
 
         async def receive(message: Msg) -> None:
-            queue.put_nowait((message.headers or {}) if message.reply.startswith(ACK_PREFIX) else None)
+            is_delivery = message.reply.startswith(ACK_PREFIX)
+            found = parse_delivery(message.subject, message.data, message.reply) if is_delivery else None
+            queue.put_nowait((found, message.headers or {}) if found else None)
 
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(inbox, cb=receive, pending_bytes_limit=-1)
@@ -386,10 +388,10 @@ class Broker:
                 request = json.dumps({"batch": batch, "expires": int(silent_s * 1e9)}).encode()
                 await self.send(f"{API_PREFIX}CONSUMER.MSG.NEXT.{stream}.{consumer}", request, reply=inbox)
                 for _ in range(batch):
-                    headers = await asyncio.wait_for(queue.get(), silent_s)
-                    if headers is None:
+                    answer = await asyncio.wait_for(queue.get(), silent_s)
+                    if answer is None:
                         raise BrokerUnavailable(f"stream {stream} could not be read to its end")
-                    yield headers
+                    yield answer
                 count -= batch
         except TimeoutError as error:
             raise BrokerUnavailable(f"stream {stream} could not be read within {silent_s:g} s") from error

@@ -41,9 +41,9 @@ async def stored_ids(
     found: set[str] = set()
     name, left = created["name"], created["num_pending"]
     try:
-        async with contextlib.aclosing(broker.read_headers(stream, name, left, silent_s=SILENT_S)) as headers:
-            async for header in headers:
-                if (message_id := header.get(MSG_ID, "")) in wanted:
+        async with contextlib.aclosing(broker.read(stream, name, left, silent_s=SILENT_S)) as messages:
+            async for _, headers in messages:
+                if (message_id := headers.get(MSG_ID, "")) in wanted:
                     found.add(message_id)
     finally:
         await broker.send(f"{API_PREFIX}CONSUMER.DELETE.{stream}.{name}")

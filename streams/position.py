@@ -125,7 +125,7 @@ def lost(floor: Floor, what: str) -> AttachRefused:
     """The error for a stream that is no longer the one that the store has read."""
     return AttachRefused(
         f"stream {floor.stream} is not the one this store has read up to sequence {floor.seq}: {what}. Restore the "
-        "stream, or start with another STATE_DIR and NATS_DURABLE_PREFIX; until then nothing of it is handled"
+        "stream, or accept it with 'streams accept-loss'; until then nothing of it is handled"
     )
 
 

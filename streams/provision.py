@@ -128,13 +128,13 @@ async def first_floor(broker: Broker, spec: ConsumerSpec, info: Mapping[str, Any
     elif isinstance(spec.start, int):
         seq = min(spec.start - 1, state["last_seq"])
     else:
-        seq = await _seq_before(broker, spec.stream, spec.start)
+        seq = await seq_before(broker, spec.stream, spec.start)
     seq = max(0, seq)
     message = await broker.message_at(spec.stream, seq) if seq else None
     return seq, message.ts if message else 0
 
 
-async def _seq_before(broker: Broker, stream: str, start: object) -> int:
+async def seq_before(broker: Broker, stream: str, start: object) -> int:
     """The last sequence before an instant, which the server finds for a consumer that starts there."""
     config = {
         "deliver_policy": "by_start_time",
@@ -160,7 +160,8 @@ def check_identity(durable: str, config: Mapping[str, Any], store_id: str) -> No
         whose = f"belongs to store {owner}" if owner else "was not made by this application"
         raise AttachRefused(
             f"durable {durable} {whose}, and this STATE_DIR holds store {store_id}: start with the STATE_DIR of that "
-            "store, or with an empty one and another NATS_DURABLE_PREFIX to read the streams from their beginning"
+            "store, or with an empty one and another NATS_DURABLE_PREFIX to read the streams from their beginning, or "
+            "give the durable to this store with 'streams adopt'"
         )
 
 

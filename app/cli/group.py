@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import attrs
 import click
 
+from app.cli.audit import audit
 from app.cli.handlers import handlers
 from app.cli.send import send
 from app.cli.settings import settings
@@ -32,7 +33,7 @@ def cli() -> None:
     """Reacts to events on NATS JetStream with exactly-once effects, and answers over HTTP."""
 
 
-for _command in (worker, handlers, send, state, streams, settings):
+for _command in (worker, handlers, send, state, streams, audit, settings):
     cli.add_command(_command)
 
 

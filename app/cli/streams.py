@@ -1,6 +1,9 @@
 """``streams plan`` and ``streams apply``: how the server's streams and durables differ from what is declared."""
 
+import contextlib
 import sys
+from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import click
 
@@ -8,12 +11,16 @@ from app.cli.session import HasEnvironment, connected, print_json, print_table, 
 from app.main import build, check_state_dir
 from app.settings import Settings, load_settings
 from state.schema import create_database, examine_database, has_database
+from state.sqlite import SqliteStore
 from state.store import store_path
 from streams.broker import Broker
+from streams.locks import LockFile
+from streams.losses import Loss, find_losses
+from streams.losses import adopt as adopt_durable
 from streams.provision import apply as apply_steps
 from streams.provision import plan as plan_steps
-from streams.service import consumer_specs
-from streams.topology import STREAMS, Step
+from streams.service import OWNER_LOCK, consumer_specs
+from streams.topology import STREAMS, ConsumerSpec, Step
 
 NO_STORE = "(none yet)"
 
@@ -43,6 +50,100 @@ def apply(obj: HasEnvironment, as_json: bool) -> None:
     _print_steps(steps, as_json)
     if any(step.action == "refused" for step in steps):
         sys.exit(1)
+
+
+@streams.command("accept-loss")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.pass_obj
+def accept_loss(obj: HasEnvironment, yes: bool) -> None:
+    """Go on with streams that were made anew or have lost their ends; lists first what was lost.
+
+    Every worker must be stopped. What handlers have written stays; messages that come on sequences of the lost range
+    are handled as the new ones they are.
+    """
+    settings = load_settings(obj.env)
+    with _owned_store(settings) as store:
+        losses = run_command(_find_losses(settings, store))
+        if not losses:
+            click.echo("nothing was lost")
+            return
+        for loss in losses:
+            click.echo(f"{loss.durable}: {loss.why}")
+            click.echo(f"{loss.durable}: kept up to sequence {loss.cut}, goes on after sequence {loss.floor.seq}")
+        waiting = [loss for loss in losses if loss.parked_count]
+        if waiting:
+            names = ", ".join(f"{loss.parked_count} of {loss.durable}" for loss in waiting)
+            raise click.ClickException(
+                f"messages of the lost range still wait ({names}): run a worker until they don't"
+            )
+        if not yes:
+            click.confirm("Accept this?", abort=True)
+        for loss in losses:
+            store.accept_loss(loss.floor, loss.cut)
+    click.echo("accepted; start the worker")
+
+
+@streams.command("adopt")
+@click.argument("durables", nargs=-1, metavar="[DURABLE]...")
+@click.option(
+    "--at",
+    required=True,
+    type=click.Choice(["floor", "start"]),
+    help="Where to go on without a position of our own: after what the durable has acked, or at the first message.",
+)
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.pass_obj
+def adopt(obj: HasEnvironment, durables: tuple[str, ...], at: Literal["floor", "start"], yes: bool) -> None:
+    """Give durables that belong to another store to this STATE_DIR's; every worker must be stopped.
+
+    The other store's worker will refuse to consume. Rows that it wrote are not in this store; with --at start they are
+    made again from the streams, and events that handlers publish are published again.
+    """
+    settings = load_settings(obj.env)
+    specs = consumer_specs(build(settings).subject_tables, settings.nats_durable_prefix)
+    known = {spec.durable: spec for spec in specs}
+    for durable in durables:
+        if durable not in known:
+            raise click.UsageError(f"DURABLE: no durable {durable!r}; there is {', '.join(sorted(known))}")
+    chosen = [known[durable] for durable in durables] or specs
+    if not yes:
+        click.confirm(f"Take over {', '.join(spec.durable for spec in chosen)}?", abort=True)
+    with _owned_store(settings) as store:
+        for durable, seq, is_changed in run_command(_adopt(settings, store, chosen, at)):
+            click.echo(f"{durable}: {'goes on after sequence' if is_changed else 'was ours already, after'} {seq}")
+
+
+@contextlib.contextmanager
+def _owned_store(settings: Settings) -> Iterator[SqliteStore]:
+    """The store, with its lock held, so that no worker runs; a process that ended without warning stays noted."""
+    check_state_dir(settings.state_dir)
+    lock = LockFile.open(settings.state_dir / OWNER_LOCK)
+    try:
+        if not lock.try_exclusive():
+            raise click.ClickException("a worker owns STATE_DIR: stop it first")
+        store = SqliteStore(store_path(settings.state_dir))
+        try:
+            store.claim(settings.nats_durable_prefix)
+            yield store
+        finally:
+            if not store.was_unclean:
+                store.end_clean()
+            store.close()
+    finally:
+        lock.close()
+
+
+async def _find_losses(settings: Settings, store: SqliteStore) -> list[Loss]:
+    specs = consumer_specs(build(settings).subject_tables, settings.nats_durable_prefix)
+    async with connected(settings) as broker:
+        return await find_losses(broker, store, specs)
+
+
+async def _adopt(
+    settings: Settings, store: SqliteStore, specs: Iterable[ConsumerSpec], at: Literal["floor", "start"]
+) -> list[tuple[str, int, bool]]:
+    async with connected(settings) as broker:
+        return [(spec.durable, *await adopt_durable(broker, store, spec, at)) for spec in specs]
 
 
 async def _plan(settings: Settings) -> list[Step]:

@@ -1,6 +1,7 @@
 """The commands in a shell, with a worker and without: what they print, and how they end."""
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 from harness import NatsServer, wait_until
@@ -124,3 +125,32 @@ async def test_worker_in_text_says_on_its_output_where_everything_is(tmp_path: P
         assert lines[4] == "  handler  signals.task_synced  <-  signals.task.synced"
         assert await worker.stop() == 0
         assert worker.noise[-1].endswith("INFO  app.main  stopped\n")
+
+
+async def test_audit_and_the_ways_out_of_a_loss(tmp_path: Path) -> None:
+    """The audit agrees beside a worker and without one; what changes positions wants every worker stopped."""
+    with Worker(tmp_path) as worker:
+        await worker.consume()
+        (tmp_path / "events").write_text(f"{GOOD}\n{{}}\n")
+        assert (await run_app("send", SUBJECT, "--raw", "--file", "events", worker=worker)).code == 0
+        await worker.wait_counts("tipstream-signals", processed=1, dead_lettered=1)
+        audit = await run_app("audit", "signals", worker=worker)
+        assert (audit.code, audit.out) == (0, "tipstream-signals\t1 to 2\t2\t1\t1\t0\t0\t0\n")
+        unknown = await run_app("audit", "nothing", worker=worker)
+        assert (unknown.code, "no subject table 'nothing'; there is feedback, signals" in unknown.err) == (2, True)
+        busy = await run_app("streams", "accept-loss", "--yes", worker=worker)
+        assert (busy.code, busy.err) == (1, "Error: a worker owns STATE_DIR: stop it first\n")
+        await worker.stop()
+        result = await run_app("audit", "--json", worker=worker)
+        assert (result.code, [table["matched"] for table in result.json]) == (0, [2, 0])
+        assert (await run_app("streams", "accept-loss", worker=worker)).out == "nothing was lost\n"
+        adopted = await run_app("streams", "adopt", "--at", "floor", "--yes", worker=worker)
+        assert (adopted.code, adopted.out.splitlines()[0]) == (0, "tipstream-signals: was ours already, after 2")
+        with sqlite3.connect(worker.state_dir / "state.db") as store:
+            store.execute("update floors set created = '2020-01-01T00:00:00Z' where durable = 'tipstream-signals'")
+        refused = await run_app("streams", "accept-loss", worker=worker, stdin="n\n")
+        assert (refused.code, "kept up to sequence 0, goes on after sequence 0" in refused.out) == (1, True)
+        accepted = await run_app("streams", "accept-loss", "--yes", worker=worker)
+        assert (accepted.code, accepted.out.splitlines()[-1]) == (0, "accepted; start the worker")
+        lost = await run_app("audit", "signals", worker=worker)
+        assert (lost.code, "lost with the end of their stream: sequences 1 to 2" in lost.out) == (3, True)

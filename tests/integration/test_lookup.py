@@ -60,7 +60,7 @@ async def test_lookup_that_ends_early_is_no_answer(nats_server: NatsServer) -> N
         config = {"name": "reader", "ack_policy": "none", "inactive_threshold": 30 * 10**9}
         await broker.api("CONSUMER.CREATE.SIGNALS.reader", {"stream_name": "SIGNALS", "config": config})
         with pytest.raises(BrokerUnavailable):
-            assert [headers async for headers in broker.read_headers("SIGNALS", "reader", 2, silent_s=0.2)] == []
+            assert [found async for found in broker.read("SIGNALS", "reader", 2, silent_s=0.2)] == []
 
 
 async def test_lookup_finds_the_wanted_ids_alone(nats_server: NatsServer) -> None:

@@ -1,0 +1,135 @@
+"""Streams that are no longer the ones the store has read, and durables of other stores: what a person may accept.
+
+Nothing here runs in a worker, which only refuses: these are the ways out, taken with every worker stopped.
+"""
+
+import datetime as dt
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import attrs
+
+from models.errors import AttachRefused, BrokerError
+from state.sqlite import SqliteStore
+from state.store import Floor
+from streams.broker import Broker
+from streams.position import check_stream
+from streams.provision import check_identity, consumer_info, seq_before, stream_info
+from streams.topology import STORE_KEY, ConsumerSpec
+
+
+@attrs.frozen(kw_only=True)
+class Loss:
+    """What a stream has lost, for one durable.
+
+    Args:
+        why: what gave it away.
+        floor: where the durable stands once it is accepted.
+        cut: the last sequence that the stream still has as the store knows it.
+        parked_count: messages of the lost range that still wait in the store.
+    """
+
+    durable: str
+    stream: str
+    why: str
+    floor: Floor
+    cut: int
+    parked_count: int
+
+
+async def find_losses(broker: Broker, store: SqliteStore, specs: Iterable[ConsumerSpec]) -> list[Loss]:
+    """Compares each durable's position with its stream.
+
+    Raises:
+        BrokerError: a stream is not there at all.
+    """
+    return [loss for spec in specs if (loss := await _find_loss(broker, store, spec))]
+
+
+async def _find_loss(broker: Broker, store: SqliteStore, spec: ConsumerSpec) -> Loss | None:
+    loaded = store.load(spec.durable)
+    floor = loaded.floor
+    if floor is None:
+        return None
+    info = await stream_info(broker, spec.stream)
+    if info is None:
+        raise BrokerError(f"stream {spec.stream} is gone: make it anew with 'streams apply', or restore it")
+    message = await broker.message_at(spec.stream, floor.seq) if floor.seq else None
+    why = ""
+    cut = floor.seq
+    try:
+        check_stream(floor, info, message.ts if message else None)
+    except AttachRefused as error:
+        why, cut = str(error), await _last_ours(broker, floor, info)
+    else:
+        for seq, ts in sorted(loaded.marks.items()):
+            found = await broker.message_at(spec.stream, seq)
+            if found is None or found.ts != ts:
+                why = f"the message at sequence {seq} is another one, or gone"
+                break
+            cut = seq
+    if not why:
+        return None
+    parked_count = store.count_parked(spec.durable, cut)
+    return Loss(
+        durable=spec.durable,
+        stream=spec.stream,
+        why=why,
+        floor=await _floor_at(broker, floor, info, min(cut, floor.seq)),
+        cut=cut,
+        parked_count=parked_count,
+    )
+
+
+async def _last_ours(broker: Broker, floor: Floor, info: Any) -> int:
+    """The last sequence that is older than the floor: whatever is younger came after the loss."""
+    if info["created"] != floor.created:
+        return max(0, int(info["state"]["first_seq"]) - 1)  # that of an empty stream is 0
+    last = int(info["state"]["last_seq"])
+    if not floor.ts:
+        return last
+    seconds, nanoseconds = divmod(floor.ts + 1, 1_000_000_000)
+    whole = dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return min(last, await seq_before(broker, floor.stream, f"{whole}.{nanoseconds:09}Z"))
+
+
+async def _floor_at(broker: Broker, floor: Floor, info: Any, seq: int) -> Floor:
+    message = await broker.message_at(floor.stream, seq) if seq else None
+    return attrs.evolve(floor, created=info["created"], seq=seq, ts=message.ts if message else 0)
+
+
+async def adopt(
+    broker: Broker, store: SqliteStore, spec: ConsumerSpec, at: Literal["floor", "start"]
+) -> tuple[int, bool]:
+    """Makes a durable that belongs to another store this one's.
+
+    Args:
+        at: where this store goes on if it has no position of its own: after what the durable has acked, or at the
+            stream's first message.
+
+    Returns:
+        The sequence after which it goes on, and whether anything was changed.
+
+    Raises:
+        BrokerError: there is no such durable or stream.
+    """
+    info, stream = await consumer_info(broker, spec.stream, spec.durable), await stream_info(broker, spec.stream)
+    if info is None or stream is None:
+        raise BrokerError(f"durable {spec.durable} is not there")
+    known = store.load(spec.durable).floor
+    try:
+        check_identity(spec.durable, info["config"], store.store_id)
+        return (known.seq if known else 0), False
+    except AttachRefused:
+        pass  # that is what is mended here
+    if known is None:
+        seq = info["ack_floor"]["stream_seq"] if at == "floor" else stream["state"]["first_seq"] - 1
+        start = Floor(durable=spec.durable, stream=spec.stream, created=stream["created"], seq=0, ts=0)
+        known = await _floor_at(broker, start, stream, max(0, seq))
+        store.set_floor(known)
+        store.note_since(spec.durable, {subject: known.seq + 1 for subject in spec.subjects})
+    metadata = {**(info["config"].get("metadata") or {}), STORE_KEY: store.store_id}
+    config = info["config"] | {"metadata": metadata}
+    body = {"stream_name": spec.stream, "action": "update", "config": config}
+    await broker.api(f"CONSUMER.CREATE.{spec.stream}.{spec.durable}", body)
+    return known.seq, True
