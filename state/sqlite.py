@@ -32,6 +32,8 @@ from state.store import (
     Tried,
 )
 
+_DEAD = ("handler", "at", "error", "ts", "state", "redrives", "resolved_at", "note")
+
 
 class SqliteReader:
     """Reads committed rows through a connection of its own; for views and commands."""
@@ -53,6 +55,15 @@ class SqliteReader:
         if after is None:
             return list(self._select("where table_name = ? order by key limit ?", (table, limit)))
         return list(self._select("where table_name = ? and key > ? order by key limit ?", (table, after, limit)))
+
+    def fetch_dead(self) -> dict[tuple[str, int], DeadLetter]:
+        """Reads what is known of every message that was given up, by handler and sequence."""
+        try:
+            found = self._connection.execute(f"select seq, {', '.join(_DEAD)} from dead").fetchall()
+        except sqlite3.Error as error:
+            raise translate(self._path, error) from error
+        letters = [(seq, DeadLetter(**dict(zip(_DEAD, facts, strict=True)))) for seq, *facts in found]
+        return {(letter.handler, seq): letter for seq, letter in letters}
 
     def count_rows(self) -> dict[str, int]:
         """Counts the rows of each table that has any."""
@@ -224,8 +235,14 @@ class SqliteStore:
         with self.transaction():
             repair.accept_loss(self._writer, floor, cut)
 
+    def drop_dead(self, durable: str, seq: int, note: str) -> None:
+        """As state.store.Store."""
+        query = "update dead set state = 'dropped', resolved_at = ?, note = ? where durable = ? and seq = ?"
+        with self.transaction():
+            self._writer.execute(query, (time.time(), note, durable, seq))
+
     def set_floor(self, floor: Floor) -> None:
-        """Writes where a durable stands that this store has never read."""
+        """As state.store.Store."""
         with self.transaction():
             writes.write_positions(self._writer, [floor], [])
 
@@ -301,10 +318,9 @@ class SqliteStore:
 
     def fetch_dead(self, durable: str, seq: int) -> DeadLetter | None:
         """As state.store.Store."""
-        columns = ("handler", "at", "error", "state", "redrives", "resolved_at", "note")
-        query = f"select {', '.join(columns)} from dead where durable = ? and seq = ?"
+        query = f"select {', '.join(_DEAD)} from dead where durable = ? and seq = ?"
         for found in self._query(query, durable, seq):
-            return DeadLetter(**dict(zip(columns, found, strict=True)))
+            return DeadLetter(**dict(zip(_DEAD, found, strict=True)))
         return None
 
     def fetch_outbox(self, *, before: float | None = None) -> list[OutboxRow]:

@@ -93,11 +93,15 @@ DeadState = Literal["dead", "applied", "dropped"]
 
 @attrs.frozen(kw_only=True)
 class DeadLetter:
-    """A message that was given up; ``state`` tells what became of it since, ``note`` why. Instants are Unix seconds."""
+    """A message that was given up; ``state`` tells what became of it since, ``note`` why.
+
+    Instants are Unix seconds; ``ts`` is the message's own, in nanoseconds.
+    """
 
     handler: str
     at: float
     error: str
+    ts: int = 0
     state: DeadState = "dead"
     redrives: int = 0
     resolved_at: float | None = None
@@ -253,6 +257,20 @@ class Store(Protocol):
 
     def note_since(self, durable: str, since: Mapping[str, int]) -> None:
         """Notes from which sequence on subjects are read, unless that is known.
+
+        Raises:
+            StoreError: as ``commit``.
+        """
+
+    def drop_dead(self, durable: str, seq: int, note: str) -> None:
+        """Lets a dead letter go for good, for the reason in ``note``.
+
+        Raises:
+            StoreError: as ``commit``.
+        """
+
+    def set_floor(self, floor: Floor) -> None:
+        """Writes where a durable stands, in a transaction of its own.
 
         Raises:
             StoreError: as ``commit``.

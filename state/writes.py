@@ -5,6 +5,7 @@ not once a row.
 """
 
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
@@ -145,9 +146,9 @@ def write_dead(writer: sqlite3.Connection, changes: Iterable[Change]) -> None:
             dead = change.dead
             state, error = ("dead", dead.error) if dead else ("applied", None)
             writer.execute(
-                "update dead set state = ?, redrives = redrives + 1, error = coalesce(?, error),"
-                " resolved_at = case when ? = 'applied' then unixepoch() end where durable = ? and seq = ?",
-                (state, error, state, *where),
+                "update dead set state = ?, redrives = redrives + 1, error = coalesce(?, error), resolved_at = ?"
+                " where durable = ? and seq = ?",
+                (state, error, None if dead else time.time(), *where),
             )
         elif change.dead:
             dead = change.dead

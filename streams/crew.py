@@ -24,6 +24,7 @@ from streams.outbox import Outbox
 from streams.outcomes import Services
 from streams.presence import Presence
 from streams.provision import ensure_streams
+from streams.redrive import Redriver
 from streams.subjects import SubjectTable
 from streams.suspects import Gate
 from streams.topology import DEAD_LETTER_PREFIX, STREAMS, ConsumerSpec, is_publishable
@@ -70,14 +71,20 @@ class Crew:
         self.committer = Committer(store, observe=ship.observe_commit, executor=ship.executor)
         self.outbox = Outbox(ship.broker, forget=self.committer.forget_sent)
         self.workers: dict[str, TableWorker] = {}
+        self.redrivers: dict[str, Redriver] = {}
         self.provision_error: str | None = None
+        self._group: asyncio.TaskGroup | None = None
         self._is_owner = store.is_owner
 
     def own(self) -> None:
         """Has this process, which has become the owner, take care of what others leave of shared tables."""
         self._is_owner = True
-        for worker in self.workers.values():
+        for durable, worker in self.workers.items():
             worker.run_parked()
+            if self._group and durable not in self.redrivers:
+                redriver = Redriver(worker, self._ship.broker, self._store, self.committer, self._store.store_id)
+                self.redrivers[durable] = redriver
+                self._group.create_task(redriver.run(), name=redriver.spec.durable)
 
     async def run(self, stop: asyncio.Event, shutdown_s: float) -> None:
         """Consumes until ``stop``; then drains for at most ``shutdown_s`` seconds.
@@ -134,11 +141,12 @@ class Crew:
         )
         for spec in self._specs:
             self.workers[spec.durable] = TableWorker(self._tables[spec.table], spec, services, self._ship.limits)
-        if self._is_owner:
-            self.own()
         async with asyncio.TaskGroup() as group:
+            self._group = group
             for worker in self.workers.values():
                 group.create_task(worker.run(), name=worker.spec.durable)
+            if self._is_owner:
+                self.own()
 
     async def _provision(self) -> None:
         known = {floor.stream for spec in self._specs if (floor := self._store.load(spec.durable).floor)}

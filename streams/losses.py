@@ -100,7 +100,7 @@ async def _floor_at(broker: Broker, floor: Floor, info: Any, seq: int) -> Floor:
 
 async def adopt(
     broker: Broker, store: SqliteStore, spec: ConsumerSpec, at: Literal["floor", "start"]
-) -> tuple[int, bool]:
+) -> tuple[int, bool] | None:
     """Makes a durable that belongs to another store this one's.
 
     Args:
@@ -108,14 +108,11 @@ async def adopt(
             stream's first message.
 
     Returns:
-        The sequence after which it goes on, and whether anything was changed.
-
-    Raises:
-        BrokerError: there is no such durable or stream.
+        The sequence after which it goes on, and whether anything was changed; None when there is no such durable.
     """
     info, stream = await consumer_info(broker, spec.stream, spec.durable), await stream_info(broker, spec.stream)
     if info is None or stream is None:
-        raise BrokerError(f"durable {spec.durable} is not there")
+        return None
     known = store.load(spec.durable).floor
     try:
         check_identity(spec.durable, info["config"], store.store_id)

@@ -121,7 +121,7 @@ class Outcomes:
         hand.stats.failed(item.handler.name)
         log.warning("handler failed", extra={"fields": _failure_fields(item, verdict)})
         log.debug("handler said", extra={"fields": {"seq": item.seq, "error": verdict.error}})
-        if verdict.kind == "dead" or item.is_redriven:
+        if verdict.kind == "dead":
             change = self._dead(item, verdict, now)
         elif self._may_nak(item, now):
             change = changes.tried(hand.durable, item, verdict, now=now)
@@ -181,7 +181,8 @@ class Outcomes:
             if entry.is_repeated:
                 self._drop(entry.change, item, replies)
                 continue
-            hand.stats.committed(item, outcome.verdict.kind)
+            is_still_dead = item.is_redriven and entry.change.dead is not None
+            hand.stats.committed(item, "parked" if is_still_dead else outcome.verdict.kind)
             marks[item.seq] = item.ts
             has_letter = entry.change.dead is not None and not item.is_redriven
             self._release(entry.change, item, is_dead=has_letter)

@@ -33,6 +33,7 @@ from streams.health import (
 from streams.locks import LockFile
 from streams.presence import Presence, age_s, touch
 from streams.probe import Probe
+from streams.redrive import redrive_spec
 from streams.subjects import SubjectTable
 from streams.suspects import Gate
 from streams.topology import STREAMS, ConsumerSpec, stream_of
@@ -81,6 +82,12 @@ def consumer_specs(tables: Sequence[SubjectTable], prefix: str) -> list[Consumer
                 )
             )
     return specs
+
+
+def all_specs(tables: Sequence[SubjectTable], prefix: str) -> list[ConsumerSpec]:
+    """The durables of the subject tables, and those of the requests to redrive."""
+    specs = consumer_specs(tables, prefix)
+    return specs + [redrive_spec(spec) for spec in specs]
 
 
 def _durable(prefix: str, name: str, version: int) -> str:
@@ -196,6 +203,7 @@ class StreamService:
             self._claim(store)
             for spec in self._specs:
                 self._move(store, spec)
+                self._move(store, redrive_spec(spec))
             self._owner_since = time.monotonic()
             log.info("owner of the store", extra={"fields": {"store": store.store_id, "epoch": store.epoch}})
             if self._shared:
@@ -284,6 +292,11 @@ class StreamService:
         for crew in self._crews:
             if crew.provision_error:
                 reasons.append(crew.provision_error)
+            reasons += [
+                f"dead letters of {redriver.spec.table} can't be redriven: {why}"
+                for redriver in crew.redrivers.values()
+                if (why := redriver.trouble)
+            ]
             if crew.outbox.error and crew.outbox.unsent_count:
                 reasons.append(f"{crew.outbox.unsent_count} events wait to be published ({crew.outbox.error})")
         if self._broker.permission_error:

@@ -319,6 +319,8 @@ class TableWorker:
             if item not in self._hand.held:
                 self._suspects.acquit(item.seq)
             return
+        if item.is_redriven and not await self._may_redrive(item):
+            return
         while not gate.is_free:
             await gate.free()
         gate.enter()
@@ -328,7 +330,23 @@ class TableWorker:
             gate.leave()
         self._conclude(item, verdict, ctx)
 
+    async def _may_redrive(self, item: Item) -> bool:
+        """Notes the start of a redriven message; one with which the process has died stays dead without another run."""
+        if self._suspects.crash_count(item.seq):
+            self._suspects.acquit(item.seq)
+            item.was_noted = True
+            reason = "the process died while this message was redriven"
+            self._conclude(item, Verdict(kind="dead", is_failure=True, error=reason), None)
+            return False
+        if item in self._hand.held and await self._services.committer.note_start(self.spec.durable, item.seq, 0):
+            item.was_noted = True
+            return True
+        self._lanes.release(item)
+        return False
+
     def _is_suspect(self, item: Item) -> bool:
+        if item.is_redriven:
+            return False
         if self.spec.is_shared and not item.is_parked and item.message.num_delivered > 1:
             try:
                 started = self._services.store.fetch_started(self.spec.durable, item.seq)

@@ -19,7 +19,7 @@ from streams.losses import Loss, find_losses
 from streams.losses import adopt as adopt_durable
 from streams.provision import apply as apply_steps
 from streams.provision import plan as plan_steps
-from streams.service import OWNER_LOCK, consumer_specs
+from streams.service import OWNER_LOCK, all_specs
 from streams.topology import STREAMS, ConsumerSpec, Step
 
 NO_STORE = "(none yet)"
@@ -100,7 +100,7 @@ def adopt(obj: HasEnvironment, durables: tuple[str, ...], at: Literal["floor", "
     made again from the streams, and events that handlers publish are published again.
     """
     settings = load_settings(obj.env)
-    specs = consumer_specs(build(settings).subject_tables, settings.nats_durable_prefix)
+    specs = all_specs(build(settings).subject_tables, settings.nats_durable_prefix)
     known = {spec.durable: spec for spec in specs}
     for durable in durables:
         if durable not in known:
@@ -109,8 +109,12 @@ def adopt(obj: HasEnvironment, durables: tuple[str, ...], at: Literal["floor", "
     if not yes:
         click.confirm(f"Take over {', '.join(spec.durable for spec in chosen)}?", abort=True)
     with _owned_store(settings) as store:
-        for durable, seq, is_changed in run_command(_adopt(settings, store, chosen, at)):
-            click.echo(f"{durable}: {'goes on after sequence' if is_changed else 'was ours already, after'} {seq}")
+        for durable, adopted in run_command(_adopt(settings, store, chosen, at)):
+            if adopted is None and durable in durables:
+                raise click.ClickException(f"durable {durable} is not there")
+            if adopted:
+                seq, is_changed = adopted
+                click.echo(f"{durable}: {'goes on after sequence' if is_changed else 'was ours already, after'} {seq}")
 
 
 @contextlib.contextmanager
@@ -134,16 +138,16 @@ def _owned_store(settings: Settings) -> Iterator[SqliteStore]:
 
 
 async def _find_losses(settings: Settings, store: SqliteStore) -> list[Loss]:
-    specs = consumer_specs(build(settings).subject_tables, settings.nats_durable_prefix)
+    specs = all_specs(build(settings).subject_tables, settings.nats_durable_prefix)
     async with connected(settings) as broker:
         return await find_losses(broker, store, specs)
 
 
 async def _adopt(
     settings: Settings, store: SqliteStore, specs: Iterable[ConsumerSpec], at: Literal["floor", "start"]
-) -> list[tuple[str, int, bool]]:
+) -> list[tuple[str, tuple[int, bool] | None]]:
     async with connected(settings) as broker:
-        return [(spec.durable, *await adopt_durable(broker, store, spec, at)) for spec in specs]
+        return [(spec.durable, await adopt_durable(broker, store, spec, at)) for spec in specs]
 
 
 async def _plan(settings: Settings) -> list[Step]:
@@ -160,13 +164,13 @@ async def _apply(settings: Settings) -> list[Step]:
     store_id = examine_database(path, is_deep=False)
     async with connected(settings) as broker:
         steps = await _compare(settings, broker, store_id)
-        specs = consumer_specs(build(settings).subject_tables, settings.nats_durable_prefix)
+        specs = all_specs(build(settings).subject_tables, settings.nats_durable_prefix)
         await apply_steps(broker, steps, STREAMS, specs, replicas=settings.stream_replicas, store_id=store_id)
     return steps
 
 
 async def _compare(settings: Settings, broker: Broker, store_id: str) -> list[Step]:
-    specs = consumer_specs(build(settings).subject_tables, settings.nats_durable_prefix)
+    specs = all_specs(build(settings).subject_tables, settings.nats_durable_prefix)
     return await plan_steps(broker, STREAMS, specs, replicas=settings.stream_replicas, store_id=store_id)
 
 

@@ -154,3 +154,41 @@ async def test_audit_and_the_ways_out_of_a_loss(tmp_path: Path) -> None:
         assert (accepted.code, accepted.out.splitlines()[-1]) == (0, "accepted; start the worker")
         lost = await run_app("audit", "signals", worker=worker)
         assert (lost.code, "lost with the end of their stream: sequences 1 to 2" in lost.out) == (3, True)
+
+
+async def test_dead_letters_are_listed_shown_redriven_and_dropped(tmp_path: Path) -> None:
+    """Beside a worker: what was given up and why; another try fails again; a drop keeps its reason."""
+    with Worker(tmp_path) as worker:
+        await worker.consume()
+        (tmp_path / "events").write_text(f"{{}}\n{GOOD}\nnonsense\n")
+        await run_app("send", SUBJECT, "--raw", "--file", "events", worker=worker)
+        await worker.wait_counts("tipstream-signals", processed=1, dead_lettered=2)
+        await worker.wait_idle()
+        listed = await run_app("deadletters", "list", "--json", worker=worker)
+        assert [(letter["id"], letter["error"], letter["state"]) for letter in listed.json] == [
+            ("signals.task_synced:1", "PayloadError: user_id: missing", "dead"),
+            ("signals.task_synced:3", listed.json[1]["error"], "dead"),
+        ]
+        shown = await run_app("deadletters", "show", "signals.task_synced:1", worker=worker)
+        assert (shown.json["payload"], shown.json["stream"], shown.json["failures"]) == ("{}", "SIGNALS", "1")
+        assert shown.json["schema"].startswith("TaskSynced:")
+        redriven = await run_app("deadletters", "redrive", "--all", worker=worker)
+        assert redriven.code == 1
+        assert redriven.out.splitlines()[0] == ("signals.task_synced:1: still dead: PayloadError: user_id: missing")
+        dropped = await run_app("deadletters", "drop", "signals.task_synced:3", "--reason", "no JSON", worker=worker)
+        assert (dropped.code, dropped.out) == (0, "signals.task_synced:3: dropped\n")
+        again = await run_app("deadletters", "redrive", "signals.task_synced:3", worker=worker)
+        assert (again.code, again.err) == (1, "Error: signals.task_synced:3 is dropped, not dead\n")
+        everything = await run_app("deadletters", "list", "--state", "all", worker=worker)
+        assert [line.split("\t")[4] for line in everything.out.splitlines()] == ["dead", "dropped"]
+        missing = await run_app("deadletters", "show", "signals.task_synced:2", worker=worker)
+        assert (missing.code, "there is no dead letter 'signals.task_synced:2'" in missing.err) == (1, True)
+        bad = await run_app("deadletters", "redrive", worker=worker)
+        assert (bad.code, "give ids, or --handler, or --all" in bad.err) == (2, True)
+        audit = await run_app("audit", "signals", worker=worker)
+        assert (audit.code, audit.out.split("\t")[2:5]) == (0, ["3", "1", "2"])
+        await worker.stop()
+        waiting = await run_app(
+            "deadletters", "redrive", "--handler", "signals.task_synced", "--wait", "0", worker=worker
+        )
+        assert (waiting.code, "once a worker runs" in waiting.out) == (1, True)
