@@ -5,5 +5,6 @@ from state.tables import Table
 from streams.context import Context
 from streams.policy import Policy
 from streams.subjects import SubjectTable
+from streams.ticks import Tick
 
-__all__ = ["Context", "Policy", "Reject", "Retry", "SubjectTable", "Table"]
+__all__ = ["Context", "Policy", "Reject", "Retry", "SubjectTable", "Table", "Tick"]

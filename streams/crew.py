@@ -10,7 +10,7 @@ import concurrent.futures
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -27,6 +27,8 @@ from streams.provision import ensure_streams
 from streams.redrive import Redriver
 from streams.subjects import SubjectTable
 from streams.suspects import Gate
+from streams.ticks import Timer
+from streams.timers import Timers
 from streams.topology import DEAD_LETTER_PREFIX, STREAMS, ConsumerSpec, is_publishable
 from streams.worker import Limits, TableWorker
 
@@ -59,10 +61,17 @@ class Crew:
 
     Args:
         store: closed by the caller after ``run``.
+        timers: those whose ticks this crew publishes.
     """
 
     def __init__(
-        self, ship: Ship, store: SqliteStore, specs: Sequence[ConsumerSpec], tables: Mapping[str, SubjectTable]
+        self,
+        ship: Ship,
+        store: SqliteStore,
+        specs: Sequence[ConsumerSpec],
+        tables: Mapping[str, SubjectTable],
+        *,
+        timers: Iterable[Timer] = (),
     ) -> None:
         self._ship = ship
         self._store = store
@@ -71,9 +80,11 @@ class Crew:
         self.committer = Committer(store, observe=ship.observe_commit, executor=ship.executor)
         self.outbox = Outbox(ship.broker, forget=self.committer.forget_sent)
         self.workers: dict[str, TableWorker] = {}
+        self.timers = Timers(ship.broker, timers)
         self.redrivers: dict[str, Redriver] = {}
         self.provision_error: str | None = None
         self._group: asyncio.TaskGroup | None = None
+        self._firing: asyncio.Task[None] | None = None
         self._is_owner = store.is_owner
 
     def own(self) -> None:
@@ -143,6 +154,7 @@ class Crew:
             self.workers[spec.durable] = TableWorker(self._tables[spec.table], spec, services, self._ship.limits)
         async with asyncio.TaskGroup() as group:
             self._group = group
+            self._firing = group.create_task(self.timers.run(), name="timers")
             for worker in self.workers.values():
                 group.create_task(worker.run(), name=worker.spec.durable)
             if self._is_owner:
@@ -181,6 +193,8 @@ class Crew:
     async def _drain(self, shutdown_s: float) -> None:
         log.info("stopping", extra={"fields": {"within_s": shutdown_s, "tables": [spec.table for spec in self._specs]}})
         broker, workers = self._ship.broker, self.workers.values()
+        if self._firing:
+            self._firing.cancel()
         try:
             async with asyncio.timeout(shutdown_s):
                 await asyncio.gather(*(worker.drain() for worker in workers))

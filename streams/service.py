@@ -209,7 +209,8 @@ class StreamService:
             if self._shared:
                 self._shared.own()
             owned = [spec for spec in self._specs if not spec.is_shared]
-            self._owned = Crew(ship, store, owned, self._tables)
+            timers = [h.timer for table in self._tables.values() for h in table.handlers if h.timer]
+            self._owned = Crew(ship, store, owned, self._tables, timers=timers)
             await self._owned.run(self._stop, shutdown_s)
         finally:
             store.close()
@@ -297,6 +298,8 @@ class StreamService:
                 for redriver in crew.redrivers.values()
                 if (why := redriver.trouble)
             ]
+            if crew.timers.error:
+                reasons.append(f"timers can't fire: {crew.timers.error}")
             if crew.outbox.error and crew.outbox.unsent_count:
                 reasons.append(f"{crew.outbox.unsent_count} events wait to be published ({crew.outbox.error})")
         if self._broker.permission_error:

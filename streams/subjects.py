@@ -19,6 +19,7 @@ from state.tables import NAME, AnyTable, Table
 from streams.context import Context
 from streams.patterns import check_pattern, matches, overlap
 from streams.policy import Policy, check_policy
+from streams.ticks import Tick, Timer, check_timer
 
 HandlerFunction = Callable[[Any, Context], Awaitable[None]]
 FunctionT = TypeVar("FunctionT", bound=HandlerFunction)
@@ -42,6 +43,7 @@ class Handler:
     decode: Callable[[bytes], Any]
     key_of: KeyFunction
     former: str | None = None
+    timer: Timer | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -159,6 +161,50 @@ class SubjectTable:
 
         return declare
 
+    def timer(
+        self, *, every_s: float, policy: Policy | None = None, renamed_from: str | None = None
+    ) -> Callable[[FunctionT], FunctionT]:
+        """Declares the decorated ``async def handler(tick: Tick, ctx)`` as a timer that fires every so many seconds.
+
+        Args:
+            every_s: 1 to 2,678,400 seconds; the instants are multiples of it since 1970. One that passes while no
+                worker runs is made up for, if it was the last one.
+
+        Raises:
+            DeclarationError: naming the handler, the field, its value and what is accepted.
+        """
+        return self._on_time(lambda name: Timer(name=name, every_s=every_s), policy, renamed_from)
+
+    def cron(
+        self, expression: str, *, tz: str = "UTC", policy: Policy | None = None, renamed_from: str | None = None
+    ) -> Callable[[FunctionT], FunctionT]:
+        """Declares the decorated ``async def handler(tick: Tick, ctx)`` as a timer that fires by the calendar.
+
+        Args:
+            expression: minute, hour, day, month and weekday as cron has them.
+            tz: the time zone's name; an instant that the change to summer time skips comes right after it.
+
+        Raises:
+            DeclarationError: naming the handler, the field, its value and what is accepted.
+        """
+        return self._on_time(lambda name: Timer(name=name, cron=expression, tz=tz), policy, renamed_from)
+
+    def _on_time(
+        self, make: Callable[[str], Timer], policy: Policy | None, renamed_from: str | None
+    ) -> Callable[[FunctionT], FunctionT]:
+        def declare(function: FunctionT) -> FunctionT:
+            where = f"{self._where}, timer {getattr(function, '__name__', repr(function))!r}"
+            event = _event_type(function, where)
+            if event is not Tick:
+                raise DeclarationError(where, f"event: expected the first parameter annotated with Tick, got {event!r}")
+            timer = make(f"{self.name}.{function.__name__}")
+            check_timer(timer, where)
+            self._declare(function, timer.subject, event, policy=policy, former=renamed_from)
+            self.handlers[-1] = attrs.evolve(self.handlers[-1], timer=timer)
+            return function
+
+        return declare
+
     def _declare(
         self, function: HandlerFunction, subject: str, event: type, *, policy: Policy | None, former: str | None
     ) -> None:
@@ -194,6 +240,8 @@ class SubjectTable:
         key = self.key
         if self.order == "none":
             return _no_key
+        if event is Tick:
+            return _reader_of("name")
         if not isinstance(key, str):
             return key
         if key not in {field.name for field in attrs.fields(event)}:

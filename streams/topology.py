@@ -27,6 +27,7 @@ STORE_KEY = "tipstream_store"
 TABLE_KEY = "tipstream_table"
 
 DEAD_LETTERS = "DEAD_LETTERS"
+TIMERS = "TIMERS"
 DEAD_LETTER_PREFIX = "deadletters."
 
 
@@ -46,6 +47,7 @@ class StreamSpec:
 STREAMS = (
     StreamSpec(name="SIGNALS", subjects=("signals.>",)),
     StreamSpec(name="FEEDBACK", subjects=("feedback.>",)),
+    StreamSpec(name=TIMERS, subjects=("timers.>",), is_public=False),
     StreamSpec(name=DEAD_LETTERS, subjects=("deadletters.>",), is_public=False),
 )
 

@@ -97,9 +97,9 @@ def _stream_of(subject: str) -> str:
     if not is_subject(subject):
         raise click.UsageError(f"SUBJECT: expected tokens parted by dots, without '*', '>' or blanks, got {subject!r}")
     for spec in STREAMS:
-        if any(matches(pattern, subject) for pattern in spec.subjects):
+        if spec.is_public and any(matches(pattern, subject) for pattern in spec.subjects):
             return spec.name
-    known = ", ".join(pattern for spec in STREAMS for pattern in spec.subjects)
+    known = ", ".join(pattern for spec in STREAMS if spec.is_public for pattern in spec.subjects)
     raise click.UsageError(f"SUBJECT: no stream takes {subject!r}; there is {known}")
 
 

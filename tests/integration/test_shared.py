@@ -107,6 +107,7 @@ async def test_messages_without_order_are_applied_once_each(nats_server: NatsSer
         await running.is_ok()
         assert running.consumer("shared").role == "shared"
         await wait_until(lambda: running.service.health().nats.consumers["test-shared"].processed == 300)
+        await wait_until(lambda: not running.service._shared or not running.service._shared.outbox.unsent_count)
         outputs = [json.loads(message.data)["n"] for message in await messages_of(nc, "FEEDBACK", "feedback.out")]
         assert sorted(outputs) == list(range(300))
         await asyncio.sleep(1.5)  # the server's floor is looked at once a second, and the next commit stores it

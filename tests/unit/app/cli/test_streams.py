@@ -11,7 +11,7 @@ from process_kit import DURABLES, connect, invoke
 
 from models.errors import BrokerError
 
-NAMES = ["SIGNALS", "FEEDBACK", "DEAD_LETTERS", "tipstream-signals", "tipstream-feedback"]
+NAMES = ["SIGNALS", "FEEDBACK", "TIMERS", "DEAD_LETTERS", *DURABLES, *(f"{durable}-redrive" for durable in DURABLES)]
 
 
 @pytest.fixture
