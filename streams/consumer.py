@@ -98,9 +98,13 @@ class Consumer:
 
     Args:
         store_id: the identity of the store that positions this durable.
+        log_level: of what is said of each attach.
     """
 
-    def __init__(self, broker: Broker, spec: ConsumerSpec, *, store_id: str, sink: Sink) -> None:
+    def __init__(
+        self, broker: Broker, spec: ConsumerSpec, *, store_id: str, sink: Sink, log_level: int = logging.INFO
+    ) -> None:
+        self._log_level = log_level
         self._broker = broker
         self._spec = spec
         self._store_id = store_id
@@ -191,7 +195,8 @@ class Consumer:
         self.attached_at = time.monotonic()
         if self.is_refused:
             self.is_refused, self.reason = False, "not attached yet"
-        log.info("attached", extra={"fields": {"durable": self._spec.durable, "from_seq": self._sink_floor_seq() + 1}})
+        fields = {"durable": self._spec.durable, "from_seq": self._sink_floor_seq() + 1}
+        log.log(self._log_level, "attached", extra={"fields": fields})
 
     async def _listen(self, subject: str) -> None:
         """Takes deliveries from an inbox that nobody else knows, from consumer sequence 1 on."""

@@ -66,7 +66,7 @@ class Redriver:
         self.lost: str | None = None
         self._floor = store.load(self.spec.durable).floor
         self._queue: asyncio.Queue[Message] = asyncio.Queue(QUEUE_COUNT)
-        self.consumer = Consumer(broker, self.spec, store_id=store_id, sink=self)
+        self.consumer = Consumer(broker, self.spec, store_id=store_id, sink=self, log_level=logging.DEBUG)
 
     async def run(self) -> None:
         """Serves until cancelled."""

@@ -53,7 +53,8 @@ class Timer:
             return dt.datetime.fromtimestamp(math.floor(instant.timestamp() / self.every_s) * self.every_s, dt.UTC)
         assert self.cron is not None, "check_timer sees to it"
         zone = zoneinfo.ZoneInfo(self.tz)
-        found = next(CronSim(self.cron, (instant + dt.timedelta(minutes=1)).astimezone(zone), reverse=True))
+        earlier = CronSim(self.cron, (instant + dt.timedelta(minutes=1)).astimezone(zone), reverse=True)
+        found = next(moment for moment in earlier if moment <= instant)
         while (later := self.next_after(found.astimezone(dt.UTC))) <= instant:  # an hour that comes twice in autumn
             found = later
         return found.astimezone(dt.UTC)

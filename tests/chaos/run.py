@@ -26,11 +26,16 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
 
 import nats  # noqa: E402 (a client outside the application)
-from chaos.events import FATAL, OUTPUT, SUBJECT  # noqa: E402 (found by the lines above)
+from chaos.events import FATAL, OUTPUT, SPREAD_SUBJECT, SPREAD_USER, SUBJECT, chaos_tables  # noqa: E402
 from harness import NatsServer, TcpProxy  # noqa: E402
 from nats.errors import Error as NatsError  # noqa: E402
 
+from streams.audit import Report, audit_tables  # noqa: E402
+from streams.broker import Broker  # noqa: E402
+from streams.service import consumer_specs  # noqa: E402
+
 USERS = 100
+SPREAD_RATIO = 0.15
 KINDS = {"ok": 0.93, "slow": 0.04, "flaky": 0.027, "poison": 0.0015, "bad": 0.0008, "hang": 0.0003, "kill": 0.0004}
 
 
@@ -103,14 +108,16 @@ async def publish(url: str, plan: Plan, sent: Sent) -> None:
     places: dict[str, int] = collections.Counter()
     started = time.monotonic()
     for number in range(plan.events):
-        user = f"u{rng.randrange(USERS)}"
+        is_spread = rng.random() < SPREAD_RATIO
+        user = SPREAD_USER if is_spread else f"u{rng.randrange(USERS)}"
         kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
         places[user] += 1
         event = {"user_id": user, "n": places[user], "kind": kind}
+        subject = SPREAD_SUBJECT if is_spread else SUBJECT
         payload = b"{broken" if kind == "bad" else json.dumps(event).encode()
         while True:
             try:
-                ack = await stream.publish(SUBJECT, payload, headers={"Nats-Msg-Id": f"{plan.seed}-{number}"})
+                ack = await stream.publish(subject, payload, headers={"Nats-Msg-Id": f"{plan.seed}-{number}"})
                 break
             except (NatsError, TimeoutError):
                 await asyncio.sleep(0.1)
@@ -157,12 +164,12 @@ def read_store(path: Path) -> dict[str, Any]:
     """Reads what the workers have done so far from their database."""
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5) as store:
         rows = dict(store.execute("select key, row from rows where table_name = 'traces'").fetchall())
-        total = store.execute("select row from rows where table_name = 'totals'").fetchone()
-        tables = ("outbox", "parked", "started")
+        totals = dict(store.execute("select table_name, row from rows where table_name like '%totals'").fetchall())
+        tables = ("outbox", "parked", "started", "tried")
         waiting = [store.execute(f"select count(*) from {name}").fetchone()[0] for name in tables]
     return {
         "traces": {user: json.loads(row) for user, row in rows.items()},
-        "total": json.loads(total[0])["count"] if total else 0,
+        "total": sum(json.loads(row)["count"] for row in totals.values()),
         "waiting": waiting,
     }
 
@@ -208,6 +215,8 @@ def judge(sent: Sent, state: dict[str, Any], outputs: list[Any], letters: list[A
     """Compares what came about with what was sent; one sentence for each difference."""
     problems = []
     for user, places in sent.wanted.items():
+        if user == SPREAD_USER:  # without order there is no trace; its outputs and the total tell
+            continue
         trace = state["traces"].get(user, {"count": 0, "last": 0, "inversions": 0})
         if (trace["count"], trace["last"], trace["inversions"]) != (len(places), places[-1], 0):
             problems.append(f"{user}: {len(places)} events up to {places[-1]}, applied as {trace}")
@@ -226,7 +235,25 @@ def judge(sent: Sent, state: dict[str, Any], outputs: list[Any], letters: list[A
         innocent = [(seq, sent.kinds.get(seq)) for seq in dead.keys() - fatal]
         problems.append(f"dead letters: {len(fatal - dead.keys())} missing, innocent {innocent}, {dead.total()} in all")
     if any(state["waiting"]):
-        problems.append(f"outbox, parked, started still hold {state['waiting']}")
+        problems.append(f"outbox, parked, started, tried still hold {state['waiting']}")
+    return problems
+
+
+async def audited(url: str, path: Path) -> list[Report]:
+    """What the application's own audit says, once the workers are gone."""
+    async with Broker([url], name="chaos-audit") as broker:
+        await broker.connected.wait()
+        return await audit_tables(broker, path, consumer_specs(chaos_tables(), "chaos"))
+
+
+def audit_problems(sent: Sent, reports: list[Report]) -> list[str]:
+    """Where the audit finds something, or disagrees with what was sent."""
+    problems = [f"audit of {report.durable}: {report}" for report in reports if not report.is_good]
+    wanted = sum(len(places) for places in sent.wanted.values())
+    fatal = sum(kind == "bad" or kind in FATAL for kind in sent.kinds.values())
+    found = [sum(report.counts[name] for report in reports) for name in ("applied", "dead", "pending", "skipped")]
+    if found != [wanted, fatal, 0, 0]:
+        problems.append(f"audit counts {found}, not {[wanted, fatal, 0, 0]}")
     return problems
 
 
@@ -252,7 +279,8 @@ async def run(plan: Plan, folder: Path) -> list[str]:
                 int(message.subject.rpartition(".")[2])
                 for message in await read_stream(server.url, "DEAD_LETTERS", "deadletters.>")
             ]
-    problems = judge(sent, state, outputs, letters)
+            audit = await audited(server.url, folder / "state" / "state.db")
+    problems = judge(sent, state, outputs, letters) + audit_problems(sent, audit)
     kinds = collections.Counter(sent.kinds.values())
     print(f"seed {plan.seed}: {len(sent.kinds):,} events {dict(kinds)} in {time.monotonic() - started:.0f} s")
     print(f"  faults {dict(faults)}, deaths by killing messages {workers.deaths}")
@@ -260,6 +288,8 @@ async def run(plan: Plan, folder: Path) -> list[str]:
     print(
         f"  applied {state['total']:,}, outputs {len(outputs):,}, dead letters {len(letters)}, inversions {inversions}"
     )
+    for report in audit:
+        print(f"  audit {report.durable}: {report.matched:,} matched, {report.counts}, gaps {report.gap_count}")
     for problem in problems:
         print(f"  WRONG: {problem}")
     return problems

@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from chaos.events import chaos_table
+from chaos.events import chaos_tables
 
 from app.cli.session import new_event_loop
 from app.logs import configure_logging
@@ -24,7 +24,7 @@ async def work(url: str, folder: Path) -> None:
         mode="external",
     )
     async with Broker([url], name="chaos") as broker:
-        service = StreamService(config, [chaos_table()], broker, observe_commit=lambda _count, _seconds: None)
+        service = StreamService(config, chaos_tables(), broker, observe_commit=lambda _count, _seconds: None)
         await service.run(5)
 
 

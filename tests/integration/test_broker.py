@@ -77,7 +77,7 @@ async def test_pulled_messages_and_statuses_reach_their_functions(broker: Broker
     statuses: list[PullStatus] = []
     inbox = await broker.subscribe_deliveries(broker.new_inbox(), messages.append, statuses.append)
     steps = await plan(broker, STREAMS, [SPEC], replicas=1, store_id="mine")
-    assert [step.action for step in steps] == ["none", "none", "none", "create"]
+    assert [step.action for step in steps] == ["none"] * len(STREAMS) + ["create"]
     await apply(broker, steps, STREAMS, [SPEC], replicas=1, store_id="mine")
     await broker.publish("signals.a", b"one", {})
     request = json.dumps({"batch": 3, "expires": 200_000_000}).encode()

@@ -66,6 +66,7 @@ async def test_refused_durable_is_tried_again_until_it_is_free(nats_server: Nats
             await running.says("belongs to store")
             assert running.service.health().status == "down"
             await api(nc, "CONSUMER.DELETE.SIGNALS.test-steps")
+            await api(nc, "CONSUMER.DELETE.DEAD_LETTERS.test-steps-redrive")
             await rows_become(other, expected(1, 2))
             await running.is_ok()
 

@@ -47,12 +47,14 @@ def test_stream_of_subjects_is_the_one_that_has_them_all(subjects: list[str], na
     [
         pytest.param(
             ["orders.new"],
-            r"subject 'orders.new': no stream has it \(there is signals.>, feedback.>, deadletters.>\)",
+            r"subject 'orders.new': no stream has it \(there is signals.>, feedback.>, timers.>, deadletters.>\)",
             id="nowhere",
         ),
         pytest.param(["signals"], "subject 'signals': no stream has it", id="prefix-alone"),
         pytest.param(
-            ["*.tip"], r"subject '\*.tip': lies in several streams \(SIGNALS, FEEDBACK, DEAD_LETTERS\)", id="too-wide"
+            ["*.tip"],
+            r"subject '\*.tip': lies in several streams \(SIGNALS, FEEDBACK, TIMERS, DEAD_LETTERS\)",
+            id="too-wide",
         ),
         pytest.param([">"], "subject '>': lies in several streams", id="everything"),
         pytest.param(
