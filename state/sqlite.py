@@ -213,6 +213,7 @@ class SqliteStore:
         with self.transaction():
             done = writes.find_done(self._writer, changes)
             if done:
+                writes.take_back_notes(self._writer, changes)
                 changes = [change for change in changes if (change.durable, change.seq) not in done]
                 marks = [change for change in marks if (change.durable, change.seq) not in done]
             writes.write_rows(self._writer, changes)
@@ -306,6 +307,10 @@ class SqliteStore:
         """Counts the messages above a sequence that wait."""
         query = "select count(*) from parked where durable = ? and seq > ?"
         return int(self._query(query, durable, above)[0][0])
+
+    def has_mark(self, durable: str, seq: int) -> bool:
+        """As state.store.Store."""
+        return bool(self._query("select 1 from marks where durable = ? and seq = ?", durable, seq))
 
     def fetch_started(self, durable: str, seq: int) -> Started | None:
         """As state.store.Store."""

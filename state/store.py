@@ -236,6 +236,9 @@ class Store(Protocol):
     def fetch_tried(self, durable: str, seq: int) -> Tried | None:
         """Reads the earlier attempts of a message that the server keeps."""
 
+    def has_mark(self, durable: str, seq: int) -> bool:
+        """Whether a message above the floor has its outcome."""
+
     def fetch_started(self, durable: str, seq: int) -> Started | None:
         """Reads the note of a message's start."""
 

@@ -52,6 +52,12 @@ def find_done(writer: sqlite3.Connection, changes: Sequence[Change]) -> Set[Plac
     return done
 
 
+def take_back_notes(writer: sqlite3.Connection, changes: Sequence[Change]) -> None:
+    """Removes the notes of starts, also of messages that had their outcome already."""
+    noted = [(change.durable, change.seq) for change in changes if change.was_noted]
+    writer.executemany("delete from started where durable = ? and seq = ?", noted)
+
+
 def write_rows(writer: sqlite3.Connection, changes: Sequence[Change]) -> None:
     """Writes the last state of each row, with the sums of counters."""
     rows: dict[RowKey, tuple[bytes | None, str, int]] = {}
@@ -113,13 +119,12 @@ def write_waiting(writer: sqlite3.Connection, changes: Sequence[Change]) -> None
                 "replace into tried values (?, ?, ?, ?, ?, ?)",
                 (*where, tried.due, tried.since, tried.failures, tried.attempts),
             )
-        if change.was_noted:
-            writer.execute("delete from started where durable = ? and seq = ?", where)
         for table in _over(change):
             writer.execute(f"delete from {table} where durable = ? and seq = ?", where)
         if change.peeks:
             peeks = [(*where, n, *_as_text(peek)) for n, peek in enumerate(change.peeks)]
             writer.executemany("replace into peeks values (?, ?, ?, ?, ?, ?)", peeks)
+    take_back_notes(writer, changes)
     write_dead(writer, changes)
     write_outbox(writer, changes)
 

@@ -264,6 +264,7 @@ class TableWorker:
         except AttachRefused as error:
             self._lose(str(error))
             return
+        is_done = is_done or self._was_done_elsewhere(message)
         handler = self._handler_for(message.subject)
         if message.seq in self._hand.letters:  # pending until its dead letter is stored
             self._hand.letters[message.seq].reply = message.reply
@@ -284,6 +285,15 @@ class TableWorker:
             position.append(held.place)
         else:
             self._lose(f"sequence {message.seq} of stream {message.stream} came again with another message")
+
+    def _was_done_elsewhere(self, message: Message) -> bool:
+        """Whether a shared message that comes again was only not acked; the commit would find out as well."""
+        if not self.spec.is_shared or message.num_delivered == 1:
+            return False
+        try:
+            return self._services.store.has_mark(self.spec.durable, message.seq)
+        except StoreError:
+            return False
 
     def _lose(self, what: str) -> None:
         self.lost = what

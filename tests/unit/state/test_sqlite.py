@@ -4,18 +4,18 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import attrs
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_kit import commit, dump
 from streams_kit import DURABLE, full_disk, make_change, make_floor, make_outbox_row, make_parked, ts_of
 
 from models.errors import StoreCorrupt, StoreError, StoreFenced, StoreNewer, StoreUnwritable
 from state.sqlite import SqliteReader, SqliteStore
-from state.store import Change, Failure, Floor, Loaded, OutboxRow, ParkedLane, StoredRow
+from state.store import Change, Failure, Loaded, OutboxRow, ParkedLane, StoredRow
 
 ODD_KEYS = [
     pytest.param("../../etc/passwd", id="path"),
@@ -46,21 +46,6 @@ def store(path: Path) -> Iterator[SqliteStore]:
     store = SqliteStore(path)
     yield store
     store.close()
-
-
-def commit(store: SqliteStore, *changes: Change, floor: Floor | None = None, sent: tuple[str, ...] = ()) -> None:
-    """Commits as the committer does: changes above the floor get a mark."""
-    marks = [change for change in changes if floor is None or change.seq > floor.seq]
-    store.commit(changes, [floor] if floor else [], marks=marks, sent=sent)
-
-
-def dump(path: Path) -> dict[str, list[Any]]:
-    """Every row of every table."""
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    names = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
-    found = {name: connection.execute(f"select * from {name} order by 1, 2").fetchall() for name in sorted(names)}
-    connection.close()
-    return found
 
 
 def everything(seq: int) -> Change:
