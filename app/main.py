@@ -36,7 +36,7 @@ from streams.locks import read_mounts, refuse_network_filesystem
 from streams.server import EmbeddedServer
 from streams.service import ServiceConfig, StreamService, consumer_specs
 from streams.subjects import SubjectTable
-from streams.worker import Limits
+from streams.table_health import Limits
 
 log = logging.getLogger(__name__)
 

@@ -27,10 +27,11 @@ from streams.provision import ensure_streams
 from streams.redrive import Redriver
 from streams.subjects import SubjectTable
 from streams.suspects import Gate
+from streams.table_health import Limits
 from streams.ticks import Timer
 from streams.timers import Timers
 from streams.topology import DEAD_LETTER_PREFIX, STREAMS, ConsumerSpec, is_publishable
-from streams.worker import Limits, TableWorker
+from streams.worker import TableWorker
 
 log = logging.getLogger(__name__)
 

@@ -56,13 +56,15 @@ class Hand:
     """What one worker has in hand: deliveries, parked lanes, rows that wait for their commit, and its position.
 
     Of the processes that share a table only one ``runs_parked``: the owner. ``letters`` are messages that were given
-    up and whose dead letters JetStream has not stored yet, by sequence.
+    up and whose dead letters JetStream has not stored yet, by sequence; ``parked_elsewhere`` counts what waits in the
+    store for all processes.
     """
 
     durable: str
     stats: TableStats
     is_shared: bool = False
     runs_parked: bool = True
+    parked_elsewhere: int = 0
     held: Held = attrs.field(factory=Held)
     parked: ParkedLanes = attrs.field(factory=ParkedLanes)
     waiting: Rows = attrs.field(factory=dict)

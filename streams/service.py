@@ -36,8 +36,9 @@ from streams.probe import Probe
 from streams.redrive import redrive_spec
 from streams.subjects import SubjectTable
 from streams.suspects import Gate
+from streams.table_health import Limits
 from streams.topology import STREAMS, ConsumerSpec, stream_of
-from streams.worker import Limits, TableWorker
+from streams.worker import TableWorker
 
 log = logging.getLogger(__name__)
 
@@ -329,7 +330,7 @@ class StreamService:
             frozen = None if spec.is_shared else self._frozen_owner()
             facts = ConsumerFacts(info_age_s=sight.age_s, is_missing=is_missing, detached=frozen)
             return self._describe_without_worker(seen, facts, is_shared=spec.is_shared)
-        running, idle_s = worker.running(), worker.idle_s(sight.quiet_at)
+        running, idle_s = worker.health.running(), worker.health.idle_s(sight.quiet_at)
         unsent_count = sum(crew.outbox.unsent_count for crew in self._crews)
         drift = sight.drift + tuple(f"no handler for {subject!r}" for subject in sorted(worker.orphans))
         facts = ConsumerFacts(
@@ -337,8 +338,8 @@ class StreamService:
             is_missing=is_missing and 0 < worker.consumer.attached_at < (sight.at or 0.0),
             refused=worker.consumer.reason if worker.consumer.is_refused else None,
             detached=worker.consumer.detached_reason,
-            intake_stopped=worker.intake_stopped,
-            unfinished=seen.pending + max(worker.held_count, seen.ack_pending - unsent_count),
+            intake_stopped=worker.health.intake_stopped,
+            unfinished=seen.pending + max(worker.health.held_count, seen.ack_pending - unsent_count),
             paused_until=info.get("config", {}).get("pause_until") if info.get("paused") else None,
             idle_s=idle_s,
             running_count=running.count,
@@ -347,7 +348,7 @@ class StreamService:
         )
         status, reason = judge_consumer(facts)
         role: Role = "shared" if spec.is_shared else "owner"
-        return attrs.evolve(worker.describe(seen, idle_s), role=role, status=status, reason=reason)
+        return attrs.evolve(worker.health.describe(seen, idle_s), role=role, status=status, reason=reason)
 
     def _describe_without_worker(
         self, seen: ConsumerHealth, facts: ConsumerFacts, *, is_shared: bool

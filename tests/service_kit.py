@@ -29,7 +29,7 @@ from streams.health import ConsumerHealth
 from streams.policy import Policy
 from streams.service import ServiceConfig, StreamService
 from streams.subjects import SubjectTable
-from streams.worker import Limits
+from streams.table_health import Limits
 
 SUBJECT = "signals.step"
 QUICK = Policy(backoff_s=(0.05,))

@@ -15,7 +15,7 @@ from app.cli.session import new_event_loop
 from streams import Context, Policy, SubjectTable
 from streams.broker import Broker
 from streams.service import ServiceConfig, StreamService
-from streams.worker import Limits
+from streams.table_health import Limits
 
 SLOW_S = 2.0
 

@@ -12,7 +12,7 @@ from state.tables import Table
 from streams import Context, SubjectTable
 from streams.broker import Broker
 from streams.service import ServiceConfig, StreamService
-from streams.worker import Limits
+from streams.table_health import Limits
 
 
 @attrs.frozen(kw_only=True)

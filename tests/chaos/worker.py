@@ -11,7 +11,7 @@ from app.cli.session import new_event_loop
 from app.logs import configure_logging
 from streams.broker import Broker
 from streams.service import ServiceConfig, StreamService
-from streams.worker import Limits
+from streams.table_health import Limits
 
 
 async def work(url: str, folder: Path) -> None:

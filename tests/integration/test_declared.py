@@ -158,11 +158,11 @@ async def test_push_table_stops_listening_while_there_is_no_room(nats_server: Na
         await running.is_ok()
         worker = running.service._worker("test-steps")
         assert worker is not None
-        worker._parked_elsewhere = 10**9
+        worker._hand.parked_elsewhere = 10**9
         await running.says("PARKED_MAX")
         await wait_until(lambda: worker.consumer._inbox is None)
         await publish(nc, payloads(3, 5))
-        worker._parked_elsewhere = 0
+        worker._hand.parked_elsewhere = 0
         await rows_become(state, expected(3, 5))
         await running.is_ok()
 

@@ -186,12 +186,12 @@ async def test_failing_message_waits_on_the_server_and_then_becomes_one_dead_let
         await stream_is_there(nc, "DEAD_LETTERS")
         await publish(nc, [payload("u", n) for n in range(20)], subject="signals.shared")
         await wait_until(lambda: one.consumer("shared").dead_lettered + two.consumer("shared").dead_lettered == 1)
+        await all_acked(nc, "shared")
         letters = await messages_of(nc, "DEAD_LETTERS")
         assert [letter.subject for letter in letters] == ["deadletters.SIGNALS.shared.step.8"]  # the 8th message is n=7
         told = [attempt["error"] for attempt in json.loads(letters[0].headers["Tipstream-Attempts"])]
         assert told == [f"ValueError: attempt {n}" for n in (1, 2, 3, 4)]
         assert runs == 4
-        await all_acked(nc, "shared")
         assert total_of(state).count == 19
         assert select(state, "select count(*) from tried") + select(state, "select count(*) from failures") == [
             (0,),

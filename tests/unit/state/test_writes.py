@@ -3,11 +3,18 @@
 from pathlib import Path
 
 import attrs
+import pytest
 from store_kit import commit, dump
 from streams_kit import DURABLE, make_change, make_floor, make_outbox_row, make_parked, ts_of
 
 from state.sqlite import SqliteReader, SqliteStore
 from state.store import DeadLetter, Failure, Loaded, Started, Tried
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the store lies."""
+    return tmp_path / "state.db"
 
 
 def test_shared_change_counts_once_whoever_makes_it(path: Path) -> None:

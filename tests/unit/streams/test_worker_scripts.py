@@ -32,8 +32,9 @@ from streams.outcomes import Services
 from streams.policy import Policy
 from streams.subjects import SubjectTable
 from streams.suspects import Gate
+from streams.table_health import Limits
 from streams.topology import ConsumerSpec
-from streams.worker import Limits, TableWorker
+from streams.worker import TableWorker
 
 DURABLE = "test-steps"
 SPEC = ConsumerSpec(durable=DURABLE, table="steps", stream="SIGNALS", subjects=("signals.step",), ack_wait_s=30)
