@@ -42,7 +42,7 @@ def seqs(segment: int, bits: bytes) -> Iterator[int]:
     """The sequences that are set, in order."""
     start = segment << SEGMENT_BITS
     for place, byte in enumerate(bits):
-        for bit in range(8):
+        for bit in range(8 if byte else 0):
             if byte & (1 << bit):
                 yield start + place * 8 + bit
 

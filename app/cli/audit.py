@@ -25,6 +25,8 @@ def audit(obj: HasEnvironment, tables: tuple[str, ...], first_seq: int, last_seq
     Every matching message is applied, dead-lettered, pending or skipped. Exit code 3 when one is in none of these, was
     applied twice, or was dropped by its stream before it was read. A worker may run meanwhile.
     """
+    if last_seq is not None and last_seq < first_seq:
+        raise click.UsageError(f"--to {last_seq} is below --from {first_seq}")
     reports = run_command(_audit(load_settings(obj.env), tables, first_seq, last_seq))
     if as_json:
         print_json([_as_json(report) for report in reports])
@@ -55,10 +57,13 @@ def _as_json(report: Report) -> dict[str, object]:
         "last_seq": report.last_seq,
         "matched": report.matched,
         **{str(name): count for name, count in report.counts.items()},
-        "gaps": report.gap_count,
-        "gap_ranges": report.gaps,
-        "expired_ranges": report.expired,
+        "waiting": report.waiting_count,
+        "expired": report.expired.count,
+        "expired_ranges": report.expired.shown,
+        "gaps": report.gaps.count,
+        "gap_ranges": report.gaps.shown,
         "lost_ranges": report.lost,
+        "read_from": report.read_from,
         "removed": report.removed,
         "problems": report.problems,
         "good": report.is_good,
@@ -66,13 +71,13 @@ def _as_json(report: Report) -> dict[str, object]:
 
 
 def _print_reports(reports: Iterable[Report]) -> None:
-    columns = ("durable", "sequences", "matched", "applied", "dead", "pending", "skipped", "gaps")
+    columns = ("durable", "sequences", "matched", "applied", "dead", "pending", "skipped", "expired", "gaps")
     rows = []
     remarks = []
     for report in reports:
         counts = [report.counts[name] for name in ("applied", "dead", "pending", "skipped")]
         span = f"{report.first_seq} to {report.last_seq}"
-        rows.append((report.durable, span, report.matched, *counts, report.gap_count))
+        rows.append((report.durable, span, report.matched, *counts, report.expired.count, report.gaps.count))
         remarks += [f"{report.durable}: {remark}" for remark in _remarks(report)]
     print_table(columns, rows)
     for remark in remarks:
@@ -80,17 +85,13 @@ def _print_reports(reports: Iterable[Report]) -> None:
 
 
 def _remarks(report: Report) -> list[str]:
-    said = [f"no outcome for {_span(found)}" for found in report.gaps]
-    shown = sum(last - first + 1 for first, last in report.gaps)
-    if shown < report.gap_count:
-        said.append(f"no outcome for {report.gap_count - shown} more")
-    said += [f"dropped by the stream before they were read: {_span(found)}" for found in report.expired]
-    said += [f"lost with the end of their stream: {_span(found)}" for found in report.lost]
-    if report.removed:
-        said.append(f"{report.removed} were applied and are no longer in the stream")
+    said = [f"{subject} is read from sequence {seq} on" for subject, seq in sorted(report.read_from.items())]
+    if sum(report.removed.values()):
+        applied, dead = report.removed["applied"], report.removed["dead"]
+        said.append(f"removed from the stream since: {applied} applied, {dead} dead-lettered")
+    if report.gaps.count:
+        said.append(f"no outcome: {report.gaps}")
+    if report.expired.count:
+        said.append(f"dropped by the stream before they had an outcome: {report.expired}")
+    said += [f"lost with the end of the stream: {first} to {last}" for first, last in report.lost]
     return said + report.problems
-
-
-def _span(found: tuple[int, int]) -> str:
-    first, last = found
-    return f"sequence {first}" if first == last else f"sequences {first} to {last}"
