@@ -303,10 +303,12 @@ class SqliteStore:
         query = "select at, error from failures where durable = ? and seq = ? order by at"
         return tuple(Failure(at=at, error=error) for at, error in self._query(query, durable, seq))
 
-    def count_parked(self, durable: str, above: int) -> int:
-        """Counts the messages above a sequence that wait."""
-        query = "select count(*) from parked where durable = ? and seq > ?"
-        return int(self._query(query, durable, above)[0][0])
+    def count_above(self, durable: str, table: str, stream: str, cut: int) -> repair.Above:
+        """Counts what the store has of a durable above a sequence."""
+        try:
+            return repair.count_above(self._reader, durable, table, stream, cut)
+        except sqlite3.Error as error:
+            raise translate(self.path, error) from error
 
     def has_mark(self, durable: str, seq: int) -> bool:
         """As state.store.Store."""

@@ -4,17 +4,18 @@ Nothing here runs in a worker, which only refuses: these are the ways out, taken
 """
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import attrs
 
 from models.errors import AttachRefused, BrokerError
+from state.repair import Above
 from state.sqlite import SqliteStore
 from state.store import Floor
 from streams.broker import Broker
 from streams.position import check_stream
-from streams.provision import check_identity, consumer_info, seq_before, stream_info
+from streams.provision import check_identity, consumer_info, reset_consumer, seq_before, stream_info
 from streams.topology import STORE_KEY, ConsumerSpec
 
 
@@ -25,8 +26,8 @@ class Loss:
     Args:
         why: what gave it away.
         floor: where the durable stands once it is accepted.
-        cut: the last sequence that the stream still has as the store knows it.
-        parked_count: messages of the lost range that still wait in the store.
+        cut: the last sequence that the stream still has as the store knows it; everything above is lost.
+        above: what the store has of the lost range.
     """
 
     durable: str
@@ -34,7 +35,12 @@ class Loss:
     why: str
     floor: Floor
     cut: int
-    parked_count: int
+    above: Above
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of the lost range waits any more."""
+        return not (self.above.parked or self.above.unsent)
 
 
 async def find_losses(broker: Broker, store: SqliteStore, specs: Iterable[ConsumerSpec]) -> list[Loss]:
@@ -55,36 +61,47 @@ async def _find_loss(broker: Broker, store: SqliteStore, spec: ConsumerSpec) -> 
     if info is None:
         raise BrokerError(f"stream {spec.stream} is gone: make it anew with 'streams apply', or restore it")
     message = await broker.message_at(spec.stream, floor.seq) if floor.seq else None
-    why = ""
-    cut = floor.seq
     try:
         check_stream(floor, info, message.ts if message else None)
     except AttachRefused as error:
         why, cut = str(error), await _last_ours(broker, floor, info)
     else:
-        for seq, ts in sorted(loaded.marks.items()):
-            found = await broker.message_at(spec.stream, seq)
-            if found is None or found.ts != ts:
-                why = f"the message at sequence {seq} is another one, or gone"
-                break
-            cut = seq
+        why, cut = await _check_marks(broker, floor, info, loaded.marks)
     if not why:
         return None
-    parked_count = store.count_parked(spec.durable, cut)
+    is_anew = info["created"] != floor.created
+    seq = max(0, int(info["state"]["first_seq"]) - 1) if is_anew else min(cut, floor.seq)
     return Loss(
         durable=spec.durable,
         stream=spec.stream,
         why=why,
-        floor=await _floor_at(broker, floor, info, min(cut, floor.seq)),
+        floor=await _floor_at(broker, floor, info, seq),
         cut=cut,
-        parked_count=parked_count,
+        above=store.count_above(spec.durable, spec.table, spec.stream, cut),
     )
+
+
+async def _check_marks(broker: Broker, floor: Floor, info: Any, marks: Mapping[int, int]) -> tuple[str, int]:
+    """Compares the messages above the floor that have their outcome; what the stream has dropped says nothing.
+
+    Returns:
+        What gives a loss away, if there is one, and the last sequence before it.
+    """
+    cut = floor.seq
+    for seq, ts in sorted(marks.items()):
+        if seq > info["state"]["last_seq"]:
+            return f"the stream ends before sequence {seq}, which has its outcome", cut
+        found = await broker.message_at(floor.stream, seq)
+        if found is not None and found.ts != ts:
+            return f"the message at sequence {seq} is another one", cut
+        cut = seq
+    return "", cut
 
 
 async def _last_ours(broker: Broker, floor: Floor, info: Any) -> int:
     """The last sequence that is older than the floor: whatever is younger came after the loss."""
     if info["created"] != floor.created:
-        return max(0, int(info["state"]["first_seq"]) - 1)  # that of an empty stream is 0
+        return 0
     last = int(info["state"]["last_seq"])
     if not floor.ts:
         return last
@@ -124,9 +141,12 @@ async def adopt(
         start = Floor(durable=spec.durable, stream=spec.stream, created=stream["created"], seq=0, ts=0)
         known = await _floor_at(broker, start, stream, max(0, seq))
         store.set_floor(known)
-        store.note_since(spec.durable, {subject: known.seq + 1 for subject in spec.subjects})
+        filtered = info["config"].get("filter_subjects") or [info["config"].get("filter_subject", ">")]
+        store.note_since(spec.durable, {subject: known.seq + 1 for subject in filtered})
     metadata = {**(info["config"].get("metadata") or {}), STORE_KEY: store.store_id}
     config = info["config"] | {"metadata": metadata}
     body = {"stream_name": spec.stream, "action": "update", "config": config}
     await broker.api(f"CONSUMER.CREATE.{spec.stream}.{spec.durable}", body)
+    if spec.is_shared:  # no attach does it
+        await reset_consumer(broker, spec, known.seq + 1, store_id=store.store_id)
     return known.seq, True

@@ -17,6 +17,7 @@ from streams.broker import Broker
 from streams.locks import LockFile
 from streams.losses import Loss, find_losses
 from streams.losses import adopt as adopt_durable
+from streams.presence import Presence
 from streams.provision import apply as apply_steps
 from streams.provision import plan as plan_steps
 from streams.service import OWNER_LOCK, all_specs
@@ -69,12 +70,16 @@ def accept_loss(obj: HasEnvironment, yes: bool) -> None:
             return
         for loss in losses:
             click.echo(f"{loss.durable}: {loss.why}")
+            click.echo(f"{loss.durable}: lost {_lost(loss)}")
             click.echo(f"{loss.durable}: kept up to sequence {loss.cut}, goes on after sequence {loss.floor.seq}")
-        waiting = [loss for loss in losses if loss.parked_count]
+        waiting = [loss for loss in losses if not loss.is_over]
         if waiting:
-            names = ", ".join(f"{loss.parked_count} of {loss.durable}" for loss in waiting)
+            counts = "; ".join(
+                f"{loss.durable}: {loss.above.parked} parked, {loss.above.unsent} to be published" for loss in waiting
+            )
             raise click.ClickException(
-                f"messages of the lost range still wait ({names}): run a worker until they don't"
+                f"messages of the lost range still wait ({counts}): run a worker until they don't, which it does even "
+                "while it refuses the stream"
             )
         if not yes:
             click.confirm("Accept this?", abort=True)
@@ -117,24 +122,34 @@ def adopt(obj: HasEnvironment, durables: tuple[str, ...], at: Literal["floor", "
                 click.echo(f"{durable}: {'goes on after sequence' if is_changed else 'was ours already, after'} {seq}")
 
 
+def _lost(loss: Loss) -> str:
+    above = loss.above
+    if above.last <= loss.cut:
+        return "no message that this store had an outcome of"
+    counts = f"{above.applied} applied, {above.dead} dead-lettered, {above.parked} parked"
+    return f"sequences {loss.cut + 1} to {above.last} ({counts})"
+
+
 @contextlib.contextmanager
 def _owned_store(settings: Settings) -> Iterator[SqliteStore]:
     """The store, with its lock held, so that no worker runs; a process that ended without warning stays noted."""
     check_state_dir(settings.state_dir)
-    lock = LockFile.open(settings.state_dir / OWNER_LOCK)
-    try:
+    with contextlib.closing(LockFile.open(settings.state_dir / OWNER_LOCK)) as lock:
         if not lock.try_exclusive():
             raise click.ClickException("a worker owns STATE_DIR: stop it first")
-        store = SqliteStore(store_path(settings.state_dir))
-        try:
-            store.claim(settings.nats_durable_prefix)
-            yield store
-        finally:
-            if not store.was_unclean:
-                store.end_clean()
-            store.close()
-    finally:
-        lock.close()
+        presence = Presence(settings.state_dir)
+        with presence.held():
+            alive = presence.alive()
+            if len(alive) > 1:  # it stands by, and serves the tables that all workers share
+                raise click.ClickException(f"{len(alive) - 1} workers of STATE_DIR stand by: stop them first")
+            store = SqliteStore(store_path(settings.state_dir), runner=presence.name, alive=alive)
+            try:
+                store.claim(settings.nats_durable_prefix)
+                yield store
+            finally:
+                if not store.was_unclean:
+                    store.end_clean()
+                store.close()
 
 
 async def _find_losses(settings: Settings, store: SqliteStore) -> list[Loss]:

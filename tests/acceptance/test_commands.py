@@ -7,6 +7,8 @@ from pathlib import Path
 from harness import NatsServer, wait_until
 from process_kit import DURABLES, Worker, connect, run_app, server_pid
 
+from streams.presence import Presence
+
 SUBJECT = "signals.task.synced"
 GOOD = '{"user_id": "anna", "provider": "todo", "synced_at": "2026-03-01T08:00:00Z"}'
 
@@ -127,6 +129,21 @@ async def test_worker_in_text_says_on_its_output_where_everything_is(tmp_path: P
         assert worker.noise[-1].endswith("INFO  app.main  stopped\n")
 
 
+async def test_positions_are_changed_only_when_no_worker_shares_the_folder(tmp_path: Path) -> None:
+    """A worker that stands by serves shared tables: it has to be stopped as well. Adopting nothing says so."""
+    with Worker(tmp_path) as worker:
+        empty = await run_app("streams", "adopt", "--at", "start", "--yes", worker=worker)
+        assert (empty.code, empty.out) == (0, "")
+        named = await run_app("streams", "adopt", "tipstream-signals", "--at", "start", "--yes", worker=worker)
+        assert (named.code, "durable tipstream-signals is not there" in named.err) == (1, True)
+        unknown = await run_app("streams", "adopt", "other", "--at", "start", worker=worker)
+        assert (unknown.code, "no durable 'other'" in unknown.err) == (2, True)
+        presence = Presence(worker.state_dir)
+        with presence.held():
+            refused = await run_app("streams", "accept-loss", worker=worker)
+        assert (refused.code, refused.err) == (1, "Error: 1 workers of STATE_DIR stand by: stop them first\n")
+
+
 async def test_audit_and_the_ways_out_of_a_loss(tmp_path: Path) -> None:
     """The audit agrees beside a worker and without one; what changes positions wants every worker stopped."""
     with Worker(tmp_path) as worker:
@@ -135,9 +152,11 @@ async def test_audit_and_the_ways_out_of_a_loss(tmp_path: Path) -> None:
         assert (await run_app("send", SUBJECT, "--raw", "--file", "events", worker=worker)).code == 0
         await worker.wait_counts("tipstream-signals", processed=1, dead_lettered=1)
         audit = await run_app("audit", "signals", worker=worker)
-        assert (audit.code, audit.out) == (0, "tipstream-signals\t1 to 2\t2\t1\t1\t0\t0\t0\n")
+        assert (audit.code, audit.out) == (0, "tipstream-signals\t1 to 2\t2\t1\t1\t0\t0\t0\t0\n")
         unknown = await run_app("audit", "nothing", worker=worker)
         assert (unknown.code, "no subject table 'nothing'; there is feedback, signals" in unknown.err) == (2, True)
+        upside_down = await run_app("audit", "--from", "3", "--to", "2", worker=worker)
+        assert (upside_down.code, "--to 2 is below --from 3" in upside_down.err) == (2, True)
         busy = await run_app("streams", "accept-loss", "--yes", worker=worker)
         assert (busy.code, busy.err) == (1, "Error: a worker owns STATE_DIR: stop it first\n")
         await worker.stop()
@@ -150,10 +169,11 @@ async def test_audit_and_the_ways_out_of_a_loss(tmp_path: Path) -> None:
             store.execute("update floors set created = '2020-01-01T00:00:00Z' where durable = 'tipstream-signals'")
         refused = await run_app("streams", "accept-loss", worker=worker, stdin="n\n")
         assert (refused.code, "kept up to sequence 0, goes on after sequence 0" in refused.out) == (1, True)
+        assert "lost sequences 1 to 2 (1 applied, 1 dead-lettered, 0 parked)" in refused.out
         accepted = await run_app("streams", "accept-loss", "--yes", worker=worker)
         assert (accepted.code, accepted.out.splitlines()[-1]) == (0, "accepted; start the worker")
         lost = await run_app("audit", "signals", worker=worker)
-        assert (lost.code, "lost with the end of their stream: sequences 1 to 2" in lost.out) == (3, True)
+        assert (lost.code, "lost with the end of the stream: 1 to 2" in lost.out) == (3, True)
 
 
 async def test_dead_letters_are_listed_shown_redriven_and_dropped(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ async def run(plan: Plan, folder: Path) -> list[str]:
         f"  applied {state['total']:,}, outputs {len(outputs):,}, dead letters {len(letters)}, inversions {inversions}"
     )
     for report in audit:
-        print(f"  audit {report.durable}: {report.matched:,} matched, {report.counts}, gaps {report.gap_count}")
+        print(f"  audit {report.durable}: {report.matched:,} matched, {report.counts}, gaps {report.gaps.count}")
     for problem in problems:
         print(f"  WRONG: {problem}")
     return problems
