@@ -53,8 +53,13 @@ def find_done(writer: sqlite3.Connection, changes: Sequence[Change]) -> Set[Plac
 
 
 def take_back_notes(writer: sqlite3.Connection, changes: Sequence[Change]) -> None:
-    """Removes the notes of starts, also of messages that had their outcome already."""
-    noted = [(change.durable, change.seq) for change in changes if change.was_noted]
+    """Removes the notes of starts, also of messages that had their outcome already.
+
+    A note of a shared message may be another process's, which this one need not have seen.
+    """
+    noted = [(change.durable, change.seq) for change in changes if change.was_noted or change.is_shared]
+    if not noted or not writer.execute("select exists (select 1 from started)").fetchone()[0]:
+        return
     writer.executemany("delete from started where durable = ? and seq = ?", noted)
 
 

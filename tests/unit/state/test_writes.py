@@ -106,5 +106,8 @@ def test_start_of_a_process_that_lives_is_no_crash(path: Path) -> None:
     other = SqliteStore(path, runner="three", alive=("two", "three"), is_owner=False)
     assert other.load(DURABLE).crashes == {7: 1}
     assert other.fetch_started(DURABLE, 8) == Started(crashes=0, runner="two")
+    done = make_change(8, is_shared=True)  # by a process that never saw the note
+    other.commit([done], [], marks=[done], sent=[])
+    assert other.fetch_started(DURABLE, 8) is None
     other.close()
     store.close()
