@@ -147,7 +147,8 @@ class SqliteStore:
     def note_start(self, durable: str, seq: int, crashes: int) -> None:
         """As state.store.Store."""
         with self.transaction():
-            self._writer.execute("replace into started values (?, ?, ?, ?)", (durable, seq, crashes, self._runner))
+            if self.is_owner or not writes.is_over(self._writer, durable, seq):
+                self._writer.execute("replace into started values (?, ?, ?, ?)", (durable, seq, crashes, self._runner))
 
     def note_since(self, durable: str, since: Mapping[str, int]) -> None:
         """As state.store.Store."""

@@ -52,6 +52,18 @@ def find_done(writer: sqlite3.Connection, changes: Sequence[Change]) -> Set[Plac
     return done
 
 
+def is_over(writer: sqlite3.Connection, durable: str, seq: int) -> bool:
+    """Whether a message has its last outcome: another process may have been faster than this one's note of a start."""
+    values = {"durable": durable, "seq": seq}
+    query = (
+        "select (exists (select 1 from marks where durable = :durable and seq = :seq)"
+        " or exists (select 1 from floors where durable = :durable and seq >= :seq))"
+        " and not exists (select 1 from parked where durable = :durable and seq = :seq)"
+        " and not exists (select 1 from dead where durable = :durable and seq = :seq and state = 'dead')"
+    )
+    return bool(writer.execute(query, values).fetchone()[0])
+
+
 def take_back_notes(writer: sqlite3.Connection, changes: Sequence[Change]) -> None:
     """Removes the notes of starts, also of messages that had their outcome already.
 

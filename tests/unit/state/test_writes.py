@@ -98,6 +98,22 @@ def test_move_takes_everything_of_a_durable_along(path: Path) -> None:
     store.close()
 
 
+def test_start_of_a_message_that_is_over_is_not_noted(path: Path) -> None:
+    """Once another process has finished a shared message no note stays behind; parked and dead ones are noted."""
+    store = SqliteStore(path, is_owner=False)
+    dead = DeadLetter(handler="t.h", at=1.0, error="boom")
+    for change in (
+        make_change(5, is_shared=True),
+        make_change(6, is_shared=True, parked=make_parked(6)),
+        make_change(7, is_shared=True, dead=dead),
+    ):
+        store.commit([change], [], marks=[change], sent=[])
+    for seq in (5, 6, 7, 8):
+        store.note_start(DURABLE, seq, 0)
+    assert [row[1] for row in dump(path)["started"]] == [6, 7, 8]
+    store.close()
+
+
 def test_start_of_a_process_that_lives_is_no_crash(path: Path) -> None:
     """Only what a process ran alone that is gone has a crash on its account."""
     store = SqliteStore(path, runner="one")
