@@ -23,6 +23,7 @@ from state.store import (
     Failure,
     Floor,
     Loaded,
+    OutboxEntry,
     OutboxRow,
     ParkedLane,
     ParkedMessage,
@@ -331,14 +332,19 @@ class SqliteStore:
             return DeadLetter(**dict(zip(_DEAD, found, strict=True)))
         return None
 
-    def fetch_outbox(self, *, before: float | None = None) -> list[OutboxRow]:
+    def fetch_outbox(self, *, before: float | None = None) -> list[OutboxEntry]:
         """As state.store.Store."""
-        columns = "id, lane, subject, payload, headers, created"
-        found = self._query(f"select {columns} from outbox where created < ? order by n", before or math.inf)
-        return [
-            OutboxRow(id=i, lane=lane, subject=s, payload=p, headers=msgspec.json.decode(h), created=c)
-            for i, lane, s, p, h, c in found
-        ]
+        query = "select id, lane, subject, length(payload), created from outbox where created < ? order by n"
+        found = self._query(query, before or math.inf)
+        return [OutboxEntry(id=i, lane=lane, subject=s, size_bytes=n, created=c) for i, lane, s, n, c in found]
+
+    def fetch_outbox_row(self, row_id: str) -> OutboxRow | None:
+        """As state.store.Store."""
+        query = "select id, lane, subject, payload, headers, created from outbox where id = ?"
+        for i, lane, subject, payload, headers, created in self._query(query, row_id):
+            said = msgspec.json.decode(headers)
+            return OutboxRow(id=i, lane=lane, subject=subject, payload=payload, headers=said, created=created)
+        return None
 
     def _query(self, query: str, *values: object) -> list[Any]:
         try:

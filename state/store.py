@@ -119,6 +119,29 @@ class OutboxRow:
     headers: dict[str, str]
     created: float
 
+    @property
+    def size_bytes(self) -> int:
+        """The payload's size."""
+        return len(self.payload)
+
+    @property
+    def entry(self) -> "OutboxEntry":
+        """All but payload and headers."""
+        return OutboxEntry(
+            id=self.id, lane=self.lane, subject=self.subject, size_bytes=self.size_bytes, created=self.created
+        )
+
+
+@attrs.frozen(kw_only=True)
+class OutboxEntry:
+    """An event of the outbox without payload and headers, of which there may be more than fits the memory."""
+
+    id: str
+    lane: str
+    subject: str
+    size_bytes: int
+    created: float
+
 
 @attrs.define(kw_only=True)
 class Change:
@@ -248,8 +271,11 @@ class Store(Protocol):
     def count_tried(self, durable: str, now: float) -> int:
         """Counts the messages that the server keeps until an instant after ``now``."""
 
-    def fetch_outbox(self, *, before: float | None = None) -> list[OutboxRow]:
-        """Reads every event that is not published yet, in commit order; with ``before``, those created earlier only."""
+    def fetch_outbox(self, *, before: float | None = None) -> list[OutboxEntry]:
+        """Lists every event that is not published yet, in commit order; with ``before``, those created earlier only."""
+
+    def fetch_outbox_row(self, row_id: str) -> OutboxRow | None:
+        """Reads one event that is not published yet."""
 
     def note_start(self, durable: str, seq: int, crashes: int) -> None:
         """Notes that a crash suspect is about to run, in a transaction of its own.

@@ -79,7 +79,7 @@ class Crew:
         self._specs = specs
         self._tables = tables
         self.committer = Committer(store, observe=ship.observe_commit, executor=ship.executor)
-        self.outbox = Outbox(ship.broker, forget=self.committer.forget_sent)
+        self.outbox = Outbox(ship.broker, forget=self.committer.forget_sent, fetch=store.fetch_outbox_row)
         self.workers: dict[str, TableWorker] = {}
         self.timers = Timers(ship.broker, timers)
         self.redrivers: dict[str, Redriver] = {}

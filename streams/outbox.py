@@ -8,31 +8,37 @@ subject is still empty, which holds for ever.
 import asyncio
 import collections
 import datetime as dt
+import itertools
 import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
 
-from models.errors import ApiError, BrokerError, BrokerUnavailable
-from state.store import OutboxRow
+from models.errors import ApiError, BrokerError, BrokerUnavailable, StoreError
+from state.store import OutboxEntry, OutboxRow
 from streams.broker import WRONG_LAST_SEQUENCE, Broker
 from streams.lookup import MSG_ID, stored_ids
-from streams.patterns import matches
 from streams.provision import stream_info
-from streams.topology import DEAD_LETTER_PREFIX, DEAD_LETTERS, NANOSECONDS, STREAMS, StreamSpec
+from streams.topology import DEAD_LETTER_PREFIX, DEAD_LETTERS, NANOSECONDS, STREAMS
 
 log = logging.getLogger(__name__)
 
 WAVE_COUNT = 256
+WAVE_BYTES = 4 * 1024 * 1024
 CLOCK_RESERVE_S = 60
 FULL_COUNT = 10_000
 FULL_BYTES = 32 * 1024 * 1024
 BACKOFF_LIMIT_S = 5.0
 SETTLED_POLL_S = 0.02
 LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+
+PUBLIC_STREAMS = {
+    pattern.partition(".")[0]: stream.name for stream in STREAMS if stream.is_public for pattern in stream.subjects
+}
+"""The streams in which an id alone tells whether an event is stored; a dead letter's subject does."""
 
 
 @attrs.define(eq=False)
@@ -41,39 +47,58 @@ class Waiting:
 
     It is in doubt once it may have been stored without our knowing: by an earlier process, or by an attempt that got no
     answer. ``failures`` are attempts in a row; the next one comes after ``not_before``; both instants are monotonic.
+
+    Args:
+        row: an entry alone when the payload is to be read at the time of sending.
     """
 
-    row: OutboxRow
+    row: OutboxRow | OutboxEntry
     on_stored: Callable[[], None] | None = None
     is_in_doubt: bool = False
     is_stored: bool = False
     failures: int = 0
     failed_at: float = 0.0
     not_before: float = 0.0
+    error: str | None = None
+
+
+@attrs.define
+class Target:
+    """A stream: whether a wave is on its way there, and the waves in a row that got no answer at all."""
+
+    is_busy: bool = False
+    silences: int = 0
+    silent_at: float = 0.0
+    not_before: float = 0.0
+    logged_error: str | None = None
 
 
 class Outbox:
     """The publisher of one worker process.
 
-    A row that is refused waits alone, with its lane; a stream that does not answer has all its rows wait. Neither holds
-    up the others.
+    Each stream gets waves of its own, so that one that does not answer holds up no other; as long as it is silent, one
+    row asks whether it is back. A row that is refused waits alone, with its lane.
 
     Args:
         forget: told the id of every row that is stored, to have it deleted.
+        fetch: reads a row from the store; None when it is there no more, for another process has sent it.
     """
 
-    def __init__(self, broker: Broker, *, forget: Callable[[str], None]) -> None:
+    def __init__(
+        self, broker: Broker, *, forget: Callable[[str], None], fetch: Callable[[str], OutboxRow | None]
+    ) -> None:
         self._broker = broker
         self._forget = forget
-        self._rows: collections.deque[Waiting] = collections.deque()
+        self._fetch = fetch
+        self._lanes: dict[str, collections.deque[Waiting]] = {}
+        self._count = 0
         self._byte_count = 0
-        self._silences: dict[str, tuple[int, float]] = {}
+        self._targets: collections.defaultdict[str, Target] = collections.defaultdict(Target)
         self._wake = asyncio.Event()
-        self.error: str | None = None
 
-    def load(self, rows: Iterable[OutboxRow]) -> None:
+    def load(self, rows: Iterable[OutboxEntry]) -> None:
         """Takes over the rows that an earlier run, or another process, left."""
-        known = {waiting.row.id for waiting in self._rows}
+        known = {waiting.row.id for waiting in self._all()}
         for row in rows:
             if row.id not in known:
                 self.enqueue(Waiting(row, is_in_doubt=True))
@@ -81,103 +106,146 @@ class Outbox:
     @property
     def unsent_count(self) -> int:
         """Rows that are committed and not yet stored by JetStream."""
-        return len(self._rows)
+        return self._count
 
     @property
     def is_full(self) -> bool:
         """Whether workers should stop pulling until events have left."""
-        return len(self._rows) > FULL_COUNT or self._byte_count > FULL_BYTES
+        return self._count > FULL_COUNT or self._byte_count > FULL_BYTES
+
+    @property
+    def error(self) -> str | None:
+        """Why a row that waits could not be sent."""
+        return next((waiting.error for waiting in self._heads() if waiting.error is not None), None)
 
     def enqueue(self, waiting: Waiting) -> None:
-        """Takes a row that was committed just now."""
-        self._rows.append(waiting)
-        self._byte_count += len(waiting.row.payload)
+        """Takes a row that was committed just now; beyond the bound of bytes the store alone keeps its payload."""
+        row = waiting.row
+        self._count += 1
+        self._byte_count += row.size_bytes
+        if self._byte_count > FULL_BYTES and isinstance(row, OutboxRow):
+            waiting.row = row.entry
+        self._lanes.setdefault(row.lane, collections.deque()).append(waiting)
         self._wake.set()
 
     async def settled(self) -> None:
-        """Waits until every row is stored, or was tried once more without success."""
+        """Waits until every row is stored, or can't be: it, or its stream, was tried once more without success.
+
+        Nothing can be tried without a connection.
+        """
         begun_at = time.monotonic()
-        while any(waiting.failed_at < begun_at for waiting in self._heads()):
+        for target in self._targets.values():
+            target.not_before = 0.0
+        for waiting in self._heads():
+            waiting.not_before = 0.0
+        self._wake.set()
+        while self._broker.connected.is_set() and any(
+            max(waiting.failed_at, self._target(waiting).silent_at) < begun_at for waiting in self._heads()
+        ):
             await asyncio.sleep(SETTLED_POLL_S)
 
     async def run(self) -> None:
         """Publishes until cancelled; what is not stored by then stays in the store."""
-        while True:
-            await self._broker.connected.wait()
-            self._wake.clear()
-            wave, wait_s = self._choose_wave(time.monotonic())
-            if not wave:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._broker.connected.wait()
+                self._wake.clear()
+                waves, wait_s = self._choose_waves(time.monotonic())
+                for family, wave in waves.items():
+                    self._targets[family].is_busy = True
+                    group.create_task(self._send_wave(family, wave), name=f"outbox-{family}")
                 await self._pause(wait_s)
-                continue
-            is_certain = await self._look_up(wave)
-            await asyncio.gather(*(self._publish(waiting, is_certain=is_certain) for waiting in wave))
-            self._settle()
-            await asyncio.sleep(0)
 
     async def _pause(self, wait_s: float | None) -> None:
-        """Waits for new rows, or until one that failed may be tried again."""
+        """Waits for new rows, for a wave's end, or until a row that failed may be tried again."""
         try:
             async with asyncio.timeout(wait_s):
                 await self._wake.wait()
         except TimeoutError:
             return
 
-    def _heads(self) -> list[Waiting]:
-        """The first waiting row of each lane, in order."""
-        heads: dict[str, Waiting] = {}
-        for waiting in self._rows:
-            heads.setdefault(waiting.row.lane, waiting)
-        return list(heads.values())
+    def _all(self) -> Iterator[Waiting]:
+        return itertools.chain.from_iterable(self._lanes.values())
 
-    def _choose_wave(self, now: float) -> tuple[list[Waiting], float | None]:
-        """The lanes' first rows that may be tried now; without any, the seconds until one may, if there are rows."""
-        wave: list[Waiting] = []
+    def _heads(self) -> Iterator[Waiting]:
+        """The first row of each lane."""
+        return (lane[0] for lane in self._lanes.values())
+
+    def _target(self, waiting: Waiting) -> Target:
+        return self._targets[_family(waiting.row)]
+
+    def _choose_waves(self, now: float) -> tuple[dict[str, list[Waiting]], float | None]:
+        """The rows that may be tried now, by the stream's first token, and the seconds until others may be."""
+        waves: dict[str, list[Waiting]] = {}
+        sizes: collections.Counter[str] = collections.Counter()
         soonest = math.inf
         for waiting in self._heads():
-            due = max(waiting.not_before, self._silences.get(_family(waiting.row), (0, 0.0))[1])
-            if due <= now:
-                wave.append(waiting)
-                if len(wave) >= WAVE_COUNT:
-                    break
-            else:
-                soonest = min(soonest, due)
-        return wave, None if math.isinf(soonest) else soonest - now
-
-    def _settle(self) -> None:
-        remaining: collections.deque[Waiting] = collections.deque()
-        for waiting in self._rows:
-            if not waiting.is_stored:
-                remaining.append(waiting)
+            family = _family(waiting.row)
+            target = self._targets[family]
+            if target.is_busy:
                 continue
-            self._byte_count -= len(waiting.row.payload)
-            self._forget(waiting.row.id)
-            if waiting.on_stored:
-                waiting.on_stored()
-        self._rows = remaining
+            due = max(waiting.not_before, target.not_before)
+            if due > now:
+                soonest = min(soonest, due)
+                continue
+            wave = waves.setdefault(family, [])
+            if len(wave) < (1 if target.silences else WAVE_COUNT) and sizes[family] < WAVE_BYTES:
+                wave.append(waiting)
+                sizes[family] += waiting.row.size_bytes
+        return waves, None if math.isinf(soonest) else soonest - now
 
-    async def _look_up(self, wave: Sequence[Waiting]) -> bool:
-        """Finds which rows in doubt are stored, as far as their streams' dedupe windows no longer tell.
+    async def _send_wave(self, family: str, wave: Sequence[Waiting]) -> None:
+        """Publishes rows of different lanes at once, and notes whether their stream answers."""
+        target = self._targets[family]
+        await self._look_up(family, wave)
+        answers = await asyncio.gather(*(self._publish(waiting, target) for waiting in wave))
+        if any(answers):
+            target.silences, target.silent_at = 0, 0.0
+        else:
+            target.silences += 1
+            target.silent_at = time.monotonic()
+            target.not_before = target.silent_at + _backoff_s(target.silences)
+        for waiting in wave:
+            if waiting.is_stored:
+                target.logged_error = None
+                self._let_go(waiting)
+        target.is_busy = False
+        self._wake.set()
 
-        All rows in doubt of a stream are looked up at once, whether or not it is their turn.
+    def _let_go(self, waiting: Waiting) -> None:
+        """Forgets the first row of a lane, which is stored; its lane goes to the end."""
+        name = waiting.row.lane
+        lane = self._lanes.pop(name)
+        lane.popleft()
+        if lane:
+            self._lanes[name] = lane
+        self._count -= 1
+        self._byte_count -= waiting.row.size_bytes
+        self._forget(waiting.row.id)
+        if waiting.on_stored:
+            waiting.on_stored()
 
-        Returns:
-            False when a stream could not be asked, so that no row in doubt may be sent.
+    async def _look_up(self, family: str, wave: Sequence[Waiting]) -> None:
+        """Finds which rows in doubt are stored, as far as their stream's dedupe window no longer tells.
+
+        All rows in doubt of the stream are looked up at once, whether or not it is their turn. If it can't be asked,
+        none of them may be sent.
         """
-        if not any(waiting.is_in_doubt for waiting in wave):
-            return True
+        stream = PUBLIC_STREAMS.get(family)
+        if stream is None or not any(waiting.is_in_doubt for waiting in wave):
+            return
+        doubtful = [waiting for waiting in self._all() if waiting.is_in_doubt and _family(waiting.row) == family]
         try:
-            for stream in STREAMS:
-                mine = [waiting for waiting in self._rows if waiting.is_in_doubt and _is_in(stream, waiting.row)]
-                found = await self._look_up_in(stream.name, [waiting.row for waiting in mine]) if mine else set()
-                for waiting in mine:
-                    waiting.is_stored = waiting.row.id in found
-                    waiting.is_in_doubt = False
+            found = await self._look_up_in(stream, [waiting.row for waiting in doubtful])
         except (BrokerUnavailable, ApiError) as error:
-            self.error = str(error)
-            return False
-        return True
+            for waiting in doubtful:
+                self._put_off(waiting, str(error))
+            return
+        for waiting in doubtful:
+            waiting.is_stored = waiting.row.id in found
+            waiting.is_in_doubt = False
 
-    async def _look_up_in(self, stream: str, rows: Sequence[OutboxRow]) -> set[str]:
+    async def _look_up_in(self, stream: str, rows: Sequence[OutboxRow | OutboxEntry]) -> set[str]:
         info = await stream_info(self._broker, stream)
         window_s = info["config"]["duplicate_window"] / NANOSECONDS if info else 0.0
         old = [row for row in rows if time.time() - row.created > window_s / 2]
@@ -187,47 +255,41 @@ class Outbox:
         subjects, ids = {row.subject for row in old}, {row.id for row in old}
         return await stored_ids(self._broker, stream, subjects=subjects, since=since, wanted=ids)
 
-    async def _publish(self, waiting: Waiting, *, is_certain: bool) -> None:
-        """Publishes one row, unless it is known to be stored or in doubt for good reason."""
-        row = waiting.row
+    async def _publish(self, waiting: Waiting, target: Target) -> bool:
+        """Publishes one row, unless it is known to be stored, or in doubt; False when its stream gave no answer."""
         if waiting.is_stored:
-            return
-        if waiting.is_in_doubt and not is_certain:
-            self._put_off(waiting)
-            return
+            return True
+        if waiting.is_in_doubt and _family(waiting.row) in PUBLIC_STREAMS:
+            return True  # put off by the look-up
         try:
-            if row.subject.startswith(DEAD_LETTER_PREFIX):
-                await self._publish_once_for_ever(row)
-            else:
-                await self._broker.publish(row.subject, row.payload, {**row.headers, MSG_ID: row.id})
+            row = waiting.row if isinstance(waiting.row, OutboxRow) else self._fetch(waiting.row.id)
+            if row is not None:
+                await self._publish_row(row)
         except BrokerUnavailable as error:
             waiting.is_in_doubt = True
-            self.error = str(error)
-            self._fall_silent(_family(row))
-            self._put_off(waiting)
-        except BrokerError as error:
-            if self.error != str(error):
-                log.error("an event can't be published", extra={"fields": {"id": row.id, "error": str(error)}})
-            self.error = str(error)
-            self._put_off(waiting)
+            self._put_off(waiting, str(error))
+            return False
+        except (BrokerError, StoreError) as error:
+            if str(error) not in (target.logged_error, waiting.error):
+                log.error("an event can't be published", extra={"fields": {"id": waiting.row.id, "error": str(error)}})
+            target.logged_error = str(error)
+            self._put_off(waiting, str(error))
         else:
             waiting.is_stored = True
-            self._silences.pop(_family(row), None)
-            if is_certain:
-                self.error = None
+        return True
 
-    def _put_off(self, waiting: Waiting) -> None:
+    def _put_off(self, waiting: Waiting, error: str) -> None:
         """Has a row wait, longer each time."""
         waiting.failures += 1
         waiting.failed_at = time.monotonic()
         waiting.not_before = waiting.failed_at + _backoff_s(waiting.failures)
+        waiting.error = error
 
-    def _fall_silent(self, family: str) -> None:
-        """Has all rows of a stream wait that gives no answer; the failures of one wave count once."""
-        now = time.monotonic()
-        count, until = self._silences.get(family, (0, 0.0))
-        if until <= now:
-            self._silences[family] = count + 1, now + _backoff_s(count + 1)
+    async def _publish_row(self, row: OutboxRow) -> None:
+        if row.subject.startswith(DEAD_LETTER_PREFIX):
+            await self._publish_once_for_ever(row)
+        else:
+            await self._broker.publish(row.subject, row.payload, {**row.headers, MSG_ID: row.id})
 
     async def _publish_once_for_ever(self, row: OutboxRow) -> None:
         """Publishes a dead letter to a subject of its own, on condition that it is not there yet."""
@@ -246,14 +308,9 @@ class Outbox:
         return message.headers.get(MSG_ID, ""), message.seq
 
 
-def _family(row: OutboxRow) -> str:
+def _family(row: OutboxRow | OutboxEntry) -> str:
     """The first token of a subject, which tells its stream."""
     return row.subject.partition(".")[0]
-
-
-def _is_in(stream: StreamSpec, row: OutboxRow) -> bool:
-    """Whether a row goes to this stream, and its id alone tells whether it is stored; a dead letter's subject does."""
-    return stream.is_public and any(matches(pattern, row.subject) for pattern in stream.subjects)
 
 
 def _backoff_s(failures: int) -> float:

@@ -89,7 +89,7 @@ def test_commit_survives_a_new_opening(path: Path) -> None:
     assert again.fetch_row("profiles", "ana") == b'{"n":5}'
     assert again.fetch_row("days", "monday") == b'{"count":1}'
     parked = make_parked(5, journal=(Failure(at=1.5, error="boom"),))
-    assert (again.fetch_parked(DURABLE, "ana"), again.fetch_outbox()) == (parked, [make_outbox_row(5)])
+    assert (again.fetch_parked(DURABLE, "ana"), again.fetch_outbox()) == (parked, [make_outbox_row(5).entry])
     again.close()
     assert dump(path)["failures"] == [(DURABLE, 5, 1.5, "boom")]
 
@@ -235,13 +235,15 @@ def test_parked_again_after_a_retry_keeps_its_journal(store: SqliteStore) -> Non
 
 
 def test_outbox_is_read_in_commit_order_and_emptied_row_by_row(store: SqliteStore) -> None:
-    """Events come back in the order of commits, whole; a sent one goes, an unknown one does no harm."""
+    """Events are listed in the order of commits and read one by one; a sent one goes, an unknown one does no harm."""
     odd = make_outbox_row(2, payload=b"\x00\xff", headers={"A": "ü", "B": ""}, lane="d:\x00", created=2.25)
     commit(store, make_change(1, outbox=[make_outbox_row(10), odd]), make_change(2, outbox=[make_outbox_row(1)]))
-    assert store.fetch_outbox() == [make_outbox_row(10), odd, make_outbox_row(1)]
-    assert store.fetch_outbox(before=2.0) == [make_outbox_row(10), make_outbox_row(1)]
+    assert store.fetch_outbox() == [make_outbox_row(10).entry, odd.entry, make_outbox_row(1).entry]
+    assert store.fetch_outbox(before=2.0) == [make_outbox_row(10).entry, make_outbox_row(1).entry]
+    assert (odd.entry.size_bytes, store.fetch_outbox_row("id-2")) == (2, odd)
     commit(store, sent=("id-2", "id-99"))
     assert [row.id for row in store.fetch_outbox()] == ["id-10", "id-1"]
+    assert store.fetch_outbox_row("id-2") is None
 
 
 @pytest.mark.parametrize(
@@ -365,6 +367,7 @@ def test_store_without_its_tables_is_a_store_error(store: SqliteStore, path: Pat
     for call in (
         lambda: store.fetch_row("t", "k"),
         store.fetch_outbox,
+        lambda: store.fetch_outbox_row("id-1"),
         lambda: reader.fetch_row("t", "k"),
         reader.count_rows,
     ):

@@ -6,8 +6,10 @@ message ends once: applied in the order of its key, or given up.
 """
 
 import asyncio
+import contextlib
 import random
 import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from consume_kit import FakeBroker, ended
 from harness import wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from streams_kit import make_outbox_row
 
 from models.errors import Reject, Retry
 from state import ledger
@@ -27,7 +30,7 @@ from streams.commit import Committer
 from streams.consumer import Attached
 from streams.context import Context
 from streams.message import Message
-from streams.outbox import Outbox
+from streams.outbox import FULL_BYTES, Outbox, Waiting
 from streams.outcomes import Services
 from streams.policy import Policy
 from streams.subjects import SubjectTable
@@ -109,7 +112,11 @@ class Life:
         self.broker = FakeBroker()
         self.broker.ack = self._ack  # type: ignore[attr-defined]
         self.committer = Committer(self.store, observe=lambda count, seconds: None)
-        self.outbox = Outbox(self.broker, forget=self.committer.forget_sent)  # type: ignore[arg-type]
+        self.outbox = Outbox(
+            self.broker,  # type: ignore[arg-type]
+            forget=self.committer.forget_sent,
+            fetch=self.store.fetch_outbox_row,
+        )
         self.worker = TableWorker(_table(world), SPEC, self._services(), Limits(max_deliver=5, parked_max=1000))
         self.tasks: list[asyncio.Task[Any]] = []
 
@@ -254,3 +261,49 @@ def test_worker_gives_each_message_one_outcome_in_the_order_of_its_key(
         world = World(Path(folder), messages)
         asyncio.run(play(world, lives))
         check(world)
+
+
+@contextlib.asynccontextmanager
+async def alive(folder: Path, *scripts: Script) -> AsyncIterator[Life]:
+    """A worker that has got one message of ana's for each script."""
+    life = Life(World(folder, [("ana", script) for script in scripts]))
+    await life.start()
+    life.deliver(len(scripts))
+    try:
+        yield life
+    finally:
+        await life.end()
+
+
+async def test_parked_lane_stays_parked_while_the_outbox_is_full(tmp_path: Path) -> None:
+    """What is due runs only once events have left, and then without being asked again."""
+    async with alive(tmp_path, "ra") as life:
+        life.outbox.enqueue(Waiting(make_outbox_row(1, payload=b"x" * (FULL_BYTES + 1))))
+        parked = life.worker._hand.parked
+        await wait_until(lambda: parked.message_count == 1 and not len(life.worker._hand.held))
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        assert (life.world.runs, life.is_over) == ({1: 1}, False)
+        life.tasks.append(asyncio.create_task(life.outbox.run()))
+        await wait_until(lambda: life.is_over, what="it ran once more")
+        assert life.world.runs == {1: 2}
+
+
+async def test_message_given_up_is_answered_once_its_letter_is_stored_on_its_newest_delivery(tmp_path: Path) -> None:
+    """A redelivery before that is neither acked nor run; the end of the message goes to where it came from last."""
+    async with alive(tmp_path, "x") as life:
+        answers: list[tuple[list[str], bytes]] = []
+
+        async def ack(replies: Any, word: bytes = b"+ACK") -> None:
+            answers.append((list(replies), word))
+
+        life.broker.ack = ack  # type: ignore[attr-defined]
+        await wait_until(lambda: life.outbox.unsent_count)
+        life.worker.deliver(attrs.evolve(life.world.message(1), reply="$JS.ACK.again"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [answer for answer in answers if answer[0]] == []
+        life.tasks.append(asyncio.create_task(life.outbox.run()))
+        await wait_until(lambda: any(replies for replies, _ in answers))
+        assert [answer for answer in answers if answer[0]] == [(["$JS.ACK.again"], b"+TERM")]
+        assert not life.worker._hand.letters
