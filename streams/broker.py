@@ -317,8 +317,10 @@ class Broker:
             answer = json.loads(body)
             if error := answer.get("error"):
                 raise ApiError(subject, error.get("err_code") or error.get("code", 0), error.get("description", ""))
+            if not (isinstance(answer["stream"], str) and isinstance(answer["seq"], int)):
+                raise TypeError("a stream and a sequence of other types")
             return PubAck(stream=answer["stream"], seq=answer["seq"], is_duplicate=answer.get("duplicate", False))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BrokerUnavailable(f"{subject}: somebody else answers there, not JetStream ({body[:40]!r})") from error
 
     def _refuse_once_closed(self, what: str) -> None:
@@ -380,6 +382,7 @@ class Broker:
             found = parse_delivery(message.subject, message.data, message.reply) if is_delivery else None
             queue.put_nowait((found, message.headers or {}) if found else None)
 
+        self._refuse_once_closed("can't read")
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(inbox, cb=receive, pending_bytes_limit=-1)
         try:

@@ -10,6 +10,7 @@ import pytest
 import trustme
 from creds_kit import Operator
 from harness import NatsServer, TcpProxy, free_port, wait_until
+from nats.aio.msg import Msg
 from service_kit import client, payloads, publish, rows_become, running_service, step_table, stream_is_there
 
 from models.errors import ApiError, BrokerError, BrokerUnavailable
@@ -69,6 +70,36 @@ async def test_subject_without_a_stream_is_unavailable(broker: Broker) -> None:
     """A publish that no stream takes says so at once."""
     with pytest.raises(BrokerUnavailable, match="nobody answers there"):
         await broker.publish("nowhere.at.all", b"", {})
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"hello",
+        b"",
+        b"7",
+        b"[]",
+        b"{}",
+        b'{"stream": "S"}',
+        b'{"stream": 1, "seq": null}',
+        b'{"error": 5}',
+        b"[" * 9999,
+    ],
+    ids=["text", "empty", "number", "list", "nothing", "no-seq", "other-types", "other-error", "deep"],
+)
+async def test_answer_of_somebody_else_is_no_acknowledgement(
+    broker: Broker, nats_server: NatsServer, reply: bytes
+) -> None:
+    """Whatever another client replies to a publish, it is one without an answer, to be repeated."""
+    async with client(nats_server.url) as nc:
+
+        async def meddle(message: Msg) -> None:
+            await nc.publish(message.reply, reply)
+
+        await nc.subscribe("foreign.a", cb=meddle)
+        await nc.flush()
+        with pytest.raises(BrokerUnavailable, match="somebody else answers there"):
+            await broker.publish("foreign.a", b"", {})
 
 
 async def test_pulled_messages_and_statuses_reach_their_functions(broker: Broker) -> None:

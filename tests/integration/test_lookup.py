@@ -74,3 +74,8 @@ async def test_lookup_finds_the_wanted_ids_alone(nats_server: NatsServer) -> Non
         since = "2020-01-01T00:00:00+00:00"
         found = await stored_ids(broker, "SIGNALS", subjects=["signals.out"], since=since, wanted=["a", "b"])
         assert found == {"a"}
+
+        async def is_tidy() -> bool:
+            return await js.consumers_info("SIGNALS") == []
+
+        await wait_until(is_tidy, what="the look-up's consumer is gone")
