@@ -202,11 +202,14 @@ class Outcomes:
 
     def _release(self, change: Change, item: Item, *, is_dead: bool) -> None:
         """Hands committed events to the outbox, and gives a parked lane its next turn."""
-        if is_dead and item.message.reply:
-            self._hand.letters[item.seq] = item.message
+        on_stored = None
+        if is_dead:
+            message = attrs.evolve(item.message, payload=b"")  # the letter has it
+            on_stored = functools.partial(self._terminate, message)
+            if message.reply:
+                self._hand.letters[item.seq] = message
         for row in change.outbox:
-            terminate = functools.partial(self._terminate, item.message)
-            self._services.outbox.enqueue(Waiting(row, terminate if is_dead else None))
+            self._services.outbox.enqueue(Waiting(row, on_stored))
         if change.parked and not self._hand.runs_parked:
             self._hand.parked.finish_first(item.key, time.time())
         elif change.parked and change.parked.attempts:

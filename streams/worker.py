@@ -174,6 +174,7 @@ class TableWorker:
         is_done = is_done or self._was_done_elsewhere(message)
         handler = self._handler_for(message.subject)
         if message.seq in self._hand.letters:  # pending until its dead letter is stored
+            position.append(Place(message.seq, message.ts, is_settled=True))
             self._hand.letters[message.seq].reply = message.reply
         elif is_done or handler is None:
             position.append(Place(message.seq, message.ts, is_settled=True))
