@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 import attrs
@@ -28,6 +28,7 @@ from streams.subjects import Handler
 from streams.topology import STREAMS
 
 IN_FLIGHT = 256
+IN_FLIGHT_BYTES = 2 * 1024 * 1024  # far below what nats-py keeps while it connects; beyond, it takes small ones alone
 RETRY_FOR_S = 15.0
 STREAM_WAIT_S = 2.0
 NO_ANSWER = "no answer"
@@ -124,50 +125,84 @@ async def _send(
 
 
 async def _publish_all(
-    broker: Broker, subject: str, source: BinaryIO | list[bytes], *, handler: Handler | None
+    broker: Broker,
+    subject: str,
+    source: BinaryIO | list[bytes],
+    *,
+    handler: Handler | None,
+    retry_for_s: float = RETRY_FOR_S,
 ) -> Tally:
-    """Publishes every payload that fits the handler's event type, in order, a bounded number at a time."""
+    """Publishes every payload that fits the handler's event type, in order, a bounded number at a time.
+
+    It ends at a line that can't be stored because NATS stays away.
+    """
     tally = Tally()
-    run_id = uuid.uuid4().hex
-    window: list[Line] = []
     with _progress() as progress:
         bar = progress.add_task(subject, total=None)
-        for number, payload in _payloads(source):
-            try:
-                if handler:
-                    handler.decode(payload)
-            except PayloadError as error:
-                tally.refused.append((number, error.reason))
-                continue
-            window.append(Line(number=number, payload=payload, message_id=f"{run_id}:{number}"))
-            if len(window) == IN_FLIGHT:
-                await _publish_window(broker, subject, window, tally)
-                progress.advance(bar, len(window))
-                window = []
-        await _publish_window(broker, subject, window, tally)
+        for window in _windows(_lines(source, handler, tally)):
+            if not await _publish_window(broker, subject, window, tally=tally, retry_for_s=retry_for_s):
+                break
+            progress.advance(bar, len(window))
     tally.refused.sort()
     return tally
 
 
-async def _publish_window(broker: Broker, subject: str, window: list[Line], tally: Tally) -> None:
+def _lines(source: BinaryIO | list[bytes], handler: Handler | None, tally: Tally) -> Iterator[Line]:
+    """Reads the lines that fit the handler's event type; the others are refused."""
+    run_id = uuid.uuid4().hex
+    for number, payload in _payloads(source):
+        try:
+            if handler:
+                handler.decode(payload)
+        except PayloadError as error:
+            tally.refused.append((number, error.reason))
+        else:
+            yield Line(number=number, payload=payload, message_id=f"{run_id}:{number}")
+
+
+def _windows(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    """Groups lines that may be in flight together."""
+    window: list[Line] = []
+    size = 0
+    for line in lines:
+        if window and (len(window) == IN_FLIGHT or size + len(line.payload) > IN_FLIGHT_BYTES):
+            yield window
+            window, size = [], 0
+        window.append(line)
+        size += len(line.payload)
+    if window:
+        yield window
+
+
+async def _publish_window(
+    broker: Broker, subject: str, window: list[Line], *, tally: Tally, retry_for_s: float
+) -> bool:
     """Publishes lines at once; from the first one that got no answer on, once more, one after the other.
 
     A connection that breaks has stored some first ones of them, and an id is stored once, so the order stays.
+
+    Returns:
+        False when it gave up on a line, for NATS stays away.
     """
     answers = await asyncio.gather(*(_try(broker, subject, line) for line in window))
     unanswered = next((place for place, answer in enumerate(answers) if answer == NO_ANSWER), len(window))
     for line, answer in zip(window[:unanswered], answers[:unanswered], strict=True):
         tally.note(line, answer)
     for line in window[unanswered:]:
-        tally.note(line, await _insist(broker, subject, line))
+        answer = await _insist(broker, subject, line, retry_for_s)
+        if answer == NO_ANSWER:
+            tally.note(line, f"no answer within {retry_for_s:g} s; no line after it is confirmed")
+            return False
+        tally.note(line, answer)
+    return True
 
 
-async def _insist(broker: Broker, subject: str, line: Line) -> str:
-    """Publishes one line, again and again under one id while NATS is away."""
-    deadline = asyncio.get_running_loop().time() + RETRY_FOR_S
+async def _insist(broker: Broker, subject: str, line: Line, retry_for_s: float) -> str:
+    """Publishes one line, again and again under one id while NATS is away, for a while."""
+    deadline = asyncio.get_running_loop().time() + retry_for_s
     while (answer := await _try(broker, subject, line)) == NO_ANSWER:
         if asyncio.get_running_loop().time() > deadline:
-            return f"no answer within {RETRY_FOR_S:g} s"
+            break
         await asyncio.sleep(0.2)
     return answer
 

@@ -37,3 +37,20 @@ async def test_lines_keep_their_order_through_killed_servers(nats_server: NatsSe
             tally = await asyncio.wait_for(sending, 40)
         assert (tally.sent, tally.refused) == (6000, [])
         assert [message.data for message in await messages_of(nc, "SIGNALS")] == lines
+
+
+async def test_large_and_small_lines_keep_their_order_while_the_server_is_away(nats_server: NatsServer) -> None:
+    """Large lines, of which only so many wait for a connection, are not overtaken by the small ones among them."""
+    lines = [line for n in range(100) for line in (b"%d " % n + b"x" * 100_000, b"%d" % n)]
+    async with client(nats_server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.05) as nc:
+        await nc.jetstream().add_stream(name="SIGNALS", subjects=["signals.>"], allow_direct=True)
+        async with Broker([nats_server.url], name="test") as broker:
+            await broker.connected.wait()
+            nats_server.kill9()
+            await wait_until(lambda: not broker.connected.is_set())
+            sending = asyncio.create_task(_publish_all(broker, "signals.line", lines, handler=None))
+            await asyncio.sleep(0)
+            nats_server.start()
+            tally = await asyncio.wait_for(sending, 40)
+        assert (tally.sent, tally.refused) == (200, [])
+        assert [message.data for message in await messages_of(nc, "SIGNALS")] == lines

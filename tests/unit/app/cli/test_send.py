@@ -7,10 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from consume_kit import FakeBroker
 from harness import NatsServer
 from process_kit import connect, invoke
 
-from models.errors import BrokerError
+from app.cli.send import IN_FLIGHT, _publish_all
+from models.errors import BrokerError, BrokerUnavailable
+from streams.broker import PubAck
 
 SUBJECT = "signals.task.synced"
 GOOD = b'{"user_id": "anna", "provider": "todo", "synced_at": "2026-03-01T08:00:00Z"}'
@@ -125,6 +128,23 @@ def test_send_names_a_line_that_the_server_refuses(env: dict[str, str]) -> None:
     named = result.stderr.splitlines()
     assert [line.partition(": not stored: ")[0] for line in named] == ["line 2", "line 3"]
     assert stored(env) == [GOOD, GOOD]
+
+
+async def test_send_ends_at_a_line_that_gets_no_answer() -> None:
+    """When NATS stays away the first line without an answer is named, and nothing after it is tried one by one."""
+    broker = FakeBroker()
+
+    async def answer(subject: str, headers: dict[str, str]) -> PubAck:
+        if headers["Nats-Msg-Id"].endswith(":1"):
+            return PubAck(stream="SIGNALS", seq=1, is_duplicate=False)
+        raise BrokerUnavailable("no answer")
+
+    broker.publish_answer = answer
+    lines = [b"%d" % number for number in range(600)]
+    tally = await _publish_all(broker, SUBJECT, lines, handler=None, retry_for_s=0)  # type: ignore[arg-type]
+    words = "not stored: no answer within 0 s; no line after it is confirmed"
+    assert (tally.sent, tally.refused) == (1, [(2, words)])
+    assert len(broker.log) <= IN_FLIGHT + 2
 
 
 @pytest.mark.parametrize(
