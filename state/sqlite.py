@@ -34,6 +34,16 @@ from state.store import (
 )
 
 _DEAD = ("handler", "at", "error", "ts", "state", "redrives", "resolved_at", "note")
+_SELECT_DEAD = (
+    f"select seq, {', '.join(_DEAD)},"
+    " exists (select 1 from parked where parked.durable = dead.durable and parked.seq = dead.seq) from dead"
+)
+
+
+def _dead_letter(facts: Sequence[Any]) -> DeadLetter:
+    """One row of ``_SELECT_DEAD`` after its sequence."""
+    *values, is_waiting = facts
+    return DeadLetter(**dict(zip(_DEAD, values, strict=True)), is_waiting=bool(is_waiting))
 
 
 class SqliteReader:
@@ -60,10 +70,10 @@ class SqliteReader:
     def fetch_dead(self) -> dict[tuple[str, int], DeadLetter]:
         """Reads what is known of every message that was given up, by handler and sequence."""
         try:
-            found = self._connection.execute(f"select seq, {', '.join(_DEAD)} from dead").fetchall()
+            found = self._connection.execute(_SELECT_DEAD).fetchall()
         except sqlite3.Error as error:
             raise translate(self._path, error) from error
-        letters = [(seq, DeadLetter(**dict(zip(_DEAD, facts, strict=True)))) for seq, *facts in found]
+        letters = [(seq, _dead_letter(facts)) for seq, *facts in found]
         return {(letter.handler, seq): letter for seq, letter in letters}
 
     def count_rows(self) -> dict[str, int]:
@@ -240,7 +250,10 @@ class SqliteStore:
 
     def drop_dead(self, durable: str, seq: int, note: str) -> None:
         """As state.store.Store."""
-        query = "update dead set state = 'dropped', resolved_at = ?, note = ? where durable = ? and seq = ?"
+        query = (
+            "update dead set state = 'dropped', resolved_at = ?, note = ?"
+            " where durable = ? and seq = ? and state = 'dead'"
+        )
         with self.transaction():
             self._writer.execute(query, (time.time(), note, durable, seq))
 
@@ -273,8 +286,8 @@ class SqliteStore:
 
     def load_lanes(self, durable: str) -> dict[str, ParkedLane]:
         """As state.store.Store."""
-        query = "select lane, min(seq), count(*), due from parked where durable = ? group by lane"
-        return {lane: ParkedLane(due=due, count=count) for lane, _, count, due in self._query(query, durable)}
+        query = "select lane, count(*), max(due) from parked where durable = ? group by lane"
+        return {lane: ParkedLane(due=due, count=count) for lane, count, due in self._query(query, durable)}
 
     def fetch_row(self, table: str, key: str) -> bytes | None:
         """As state.store.Store."""
@@ -327,9 +340,8 @@ class SqliteStore:
 
     def fetch_dead(self, durable: str, seq: int) -> DeadLetter | None:
         """As state.store.Store."""
-        query = f"select {', '.join(_DEAD)} from dead where durable = ? and seq = ?"
-        for found in self._query(query, durable, seq):
-            return DeadLetter(**dict(zip(_DEAD, found, strict=True)))
+        for _, *facts in self._query(f"{_SELECT_DEAD} where durable = ? and seq = ?", durable, seq):
+            return _dead_letter(facts)
         return None
 
     def fetch_outbox(self, *, before: float | None = None) -> list[OutboxEntry]:

@@ -95,7 +95,8 @@ DeadState = Literal["dead", "applied", "dropped"]
 class DeadLetter:
     """A message that was given up; ``state`` tells what became of it since, ``note`` why.
 
-    Instants are Unix seconds; ``ts`` is the message's own, in nanoseconds.
+    Instants are Unix seconds; ``ts`` is the message's own, in nanoseconds. It ``is_waiting`` while its message was asked
+    for once more and waits in a parked lane.
     """
 
     handler: str
@@ -106,6 +107,7 @@ class DeadLetter:
     redrives: int = 0
     resolved_at: float | None = None
     note: str = ""
+    is_waiting: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -289,7 +289,8 @@ class TableWorker:
         handler = self._handler_for(message.subject)
         if handler is None:
             raise PayloadError(f"no handler takes {message.subject!r} any more")
-        if self._hand.position is None or self._services.committer.failure or self._hand.held.get(message.seq):
+        is_busy = self._is_draining or self._services.committer.failure or self._hand.held.get(message.seq)
+        if is_busy or self._hand.position is None:
             return None
         item = self._runner.prepare(message, handler)
         item.is_redriven, item.is_shared = True, self.spec.is_shared

@@ -228,11 +228,11 @@ async def api(nc: Client, subject: str, body: object = None) -> Any:
     return msgspec.json.decode((await nc.request(f"$JS.API.{subject}", request, 2)).data)
 
 
-async def all_acked(nc: Client, name: str = "steps") -> None:
+async def all_acked(nc: Client, name: str = "steps", stream: str = "SIGNALS") -> None:
     """Waits until the durable has nothing pending and nothing unacked."""
 
     async def is_clean() -> bool:
-        found = await info(nc, name)
+        found = await info(nc, name, stream)
         return (found.get("num_pending"), found.get("num_ack_pending")) == (0, 0)
 
     await wait_until(is_clean, what="everything acked")

@@ -25,9 +25,10 @@ from state.schema import has_database
 from state.sqlite import SqliteReader
 from state.store import DeadLetter, store_path
 from streams.broker import API_PREFIX, Broker
+from streams.changes import DEAD_LETTER_HEADER as HEADER
 from streams.lookup import MSG_ID
 from streams.provision import stream_info
-from streams.redrive import HEADER, REDRIVE_PREFIX, Request, subject_of
+from streams.redrive import REDRIVE_PREFIX, Request, unescaped
 from streams.topology import DEAD_LETTERS, NANOSECONDS
 
 SILENT_S = 10.0
@@ -195,7 +196,7 @@ async def _read_letters(settings: Settings, broker: Broker) -> list[Letter]:
                     handler=handler,
                     stream=headers[f"{HEADER}Stream"],
                     seq=seq,
-                    subject=subject_of(headers),
+                    subject=unescaped(headers.get(f"{HEADER}Subject", "")),
                     headers=headers,
                     known=known.get((handler, seq)),
                 )

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from harness import NatsServer, wait_until
 from nats.aio.client import Client
@@ -53,10 +52,14 @@ def row_of(state: Path, key: str) -> StoredRow | None:
         reader.close()
 
 
-async def ask(nc: Client, seq: int, action: str = "redrive", **fields: Any) -> None:
-    """Asks the owner of ``steps.step`` as the command does."""
+async def ask(nc: Client, seq: int, action: str = "redrive", *, to: str = "steps.step", **fields: Any) -> None:
+    """Asks the owner of a handler as the command does."""
     request = {"action": action, "stream": "SIGNALS", "seq": seq} | fields
-    await nc.jetstream().publish("deadletters.redrive.steps.step", msgspec.json.encode(request))
+    await nc.jetstream().publish(f"deadletters.redrive.{to}", json.dumps(request).encode())
+
+
+async def other(event: Step, ctx: Context) -> None:
+    """Another handler of the table."""
 
 
 async def is_serving(running: Running) -> None:
@@ -72,24 +75,27 @@ async def is_serving(running: Running) -> None:
 class Mending:
     """A table whose handler rejects user0's steps until it is mended; each applied step publishes an event."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error: Exception | None = error or Reject("broken")
+    def __init__(self, *, name: str = "step", renamed_from: str | None = None) -> None:
+        self.error: Exception | None = Reject("broken")
         self.runs = 0
         self.hang = False
+        self.released = asyncio.Event()
         rows = Table("steps", Trace)
         self.table = SubjectTable("steps", tables=[rows])
 
         async def step(event: Step, ctx: Context) -> None:
             self.runs += 1
             if self.hang:
-                await asyncio.sleep(3600)
+                await self.released.wait()
             if self.error and event.user_id == "user0":
                 raise self.error
             row = ctx.get(rows, event.user_id) or Trace()
             ctx.put(rows, event.user_id, Trace(seen=(*row.seen, event.n)))
             ctx.publish("feedback.step", {"n": event.n})
 
-        self.table.on("signals.step", policy=Policy(max_deliver=1, backoff_s=QUICK.backoff_s))(step)
+        step.__name__ = name
+        policy = Policy(max_deliver=1, backoff_s=QUICK.backoff_s)
+        self.table.on("signals.step", policy=policy, renamed_from=renamed_from)(step)
 
 
 async def test_redriven_message_is_applied_once_under_its_own_sequence(nats_server: NatsServer, tmp_path: Path) -> None:
@@ -163,7 +169,7 @@ async def test_request_that_can_not_be_done_changes_nothing(nats_server: NatsSer
 
 
 async def test_redrive_waits_behind_a_parked_lane(nats_server: NatsServer, tmp_path: Path) -> None:
-    """While messages of its key wait in the store, a redriven one waits behind them, and is applied after them."""
+    """While messages of its key wait in the store, a redriven one waits there too, until their time has come."""
     state, mending = tmp_path / "state", Mending()
     async with client(nats_server.url) as nc, running_service(nats_server.url, state, [mending.table]) as running:
         await is_serving(running)
@@ -175,8 +181,8 @@ async def test_redrive_waits_behind_a_parked_lane(nats_server: NatsServer, tmp_p
         await ask(nc, 1)
         await wait_until(lambda: running.consumer().parked == 2)
         mending.error = None
-        await wait_until(lambda: letters_of(state)[1].state == "applied")
-        assert sorted(read_rows(state)["user0"]) == [0, 1]
+        await rows_become(state, {"user0": [0, 1]})
+        assert letters_of(state)[1].state == "applied"
         await wait_until(lambda: running.consumer().parked == 0)
 
 
@@ -230,3 +236,94 @@ async def test_redrive_of_a_shared_table_and_of_a_pointer(nats_server: NatsServe
             assert sorted(seen) == [1, 7]
             letter = await nc.jetstream().get_last_msg("DEAD_LETTERS", "deadletters.SIGNALS.steps.step.2")
             assert (letter.headers or {})["Tipstream-Pointer"] == "SIGNALS:2"
+
+
+async def test_second_request_for_a_message_that_waits_is_refused(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Asked for again, and to be dropped, while it waits behind its lane: it runs once, and the lane goes on."""
+    state, mending = tmp_path / "state", Mending()
+    async with client(nats_server.url) as nc, running_service(nats_server.url, state, [mending.table]) as running:
+        await is_serving(running)
+        await publish(nc, [payload("user0", 0)])
+        await wait_until(lambda: running.consumer().dead_lettered == 1)
+        mending.error = Retry(delay_s=1)
+        await publish(nc, [payload("user0", 1)])
+        await wait_until(lambda: running.consumer().parked == 1)
+        for action in ("redrive", "redrive", "drop"):
+            await ask(nc, 1, action, reason="again")
+        await all_acked(nc, "steps-redrive", stream="DEAD_LETTERS")
+        assert letters_of(state)[1].is_waiting
+        mending.error = None
+        await wait_until(lambda: letters_of(state)[1].state == "applied")
+        await publish(nc, [payload("user0", 2)])
+        await wait_until(lambda: len(read_rows(state)["user0"]) == 3)
+        assert sorted(read_rows(state)["user0"]) == [0, 1, 2]
+        await wait_until(lambda: running.consumer().parked == 0)
+        assert (letters_of(state)[1].redrives, letters_of(state)[1].is_waiting) == (1, False)
+
+
+@pytest.mark.parametrize("what", ["attach", "store"])
+async def test_redrive_that_is_dropped_before_its_turn_gets_it_later(
+    nats_server: NatsServer, tmp_path: Path, what: str
+) -> None:
+    """A new attach, or a store that fails, empties the lanes; the request is not over before its message has run."""
+    state, mending = tmp_path / "state", Mending()
+    async with client(nats_server.url) as nc, running_service(nats_server.url, state, [mending.table]) as running:
+        await is_serving(running)
+        await publish(nc, [payload("user0", 0)])
+        await wait_until(lambda: running.consumer().dead_lettered == 1)
+        mending.error, mending.hang = None, True
+        await publish(nc, [payload("user0", 1)])
+        await wait_until(lambda: mending.runs == 2)
+        worker = running.service._worker("test-steps")
+        assert worker is not None
+        await ask(nc, 1)
+        await wait_until(lambda: len(worker._hand.held) == 2)
+        mending.hang = False
+        if what == "store":
+            running.service._owned.committer._fail("as on a full disk")  # type: ignore[union-attr]
+        else:
+            worker.consumer.break_off("as after a reconnect")
+        await wait_until(lambda: len(worker._hand.held) < 2)
+        mending.released.set()
+        await wait_until(lambda: letters_of(state)[1].state == "applied")
+        await wait_until(lambda: len(read_rows(state)["user0"]) == 2)
+        assert (sorted(read_rows(state)["user0"]), letters_of(state)[1].redrives) == ([0, 1], 1)
+
+
+async def test_request_reaches_only_the_handler_of_the_message(nats_server: NatsServer, tmp_path: Path) -> None:
+    """A request on another handler's subject, or with a number that no stream has, is refused; nothing ends for it."""
+    state, mending = tmp_path / "state", Mending()
+    mending.table.on("signals.other")(other)
+    async with client(nats_server.url) as nc, running_service(nats_server.url, state, [mending.table]) as running:
+        await is_serving(running)
+        await publish(nc, [payload("user0", 0)])
+        await wait_until(lambda: running.consumer().dead_lettered == 1)
+        mending.error = None
+        for action in ("redrive", "drop"):
+            await ask(nc, 1, action, to="steps.other", reason="x")
+        for seq in (0, -1, 2**63, 2**70):
+            await ask(nc, seq)
+        await all_acked(nc, "steps-redrive", stream="DEAD_LETTERS")
+        assert (letters_of(state)[1].state, letters_of(state)[1].redrives, mending.runs) == ("dead", 0, 1)
+        await ask(nc, 1)
+        await wait_until(lambda: letters_of(state)[1].state == "applied")
+
+
+async def test_redrive_under_a_new_name_of_what_the_stream_has_lost(nats_server: NatsServer, tmp_path: Path) -> None:
+    """The letter holds the message when its stream no longer does, also under the handler's former name."""
+    state, mending = tmp_path / "state", Mending()
+    async with client(nats_server.url) as nc:
+        async with running_service(nats_server.url, state, [mending.table]) as running:
+            await is_serving(running)
+            await publish(nc, [payload("user0", 0)])
+            await wait_until(lambda: running.consumer().dead_lettered == 1)
+            await all_acked(nc)
+        await nc.jetstream().purge_stream("SIGNALS", seq=2)
+        renamed = Mending(name="stride", renamed_from="step")
+        renamed.error = None
+        async with running_service(nats_server.url, state, [renamed.table]) as running:
+            await is_serving(running)
+            await ask(nc, 1, to="steps.stride")
+            await rows_become(state, {"user0": [0]})
+            await wait_until(lambda: letters_of(state)[1].state == "applied")
+            assert letters_of(state)[1].handler == "steps.step"
