@@ -95,8 +95,8 @@ DeadState = Literal["dead", "applied", "dropped"]
 class DeadLetter:
     """A message that was given up; ``state`` tells what became of it since, ``note`` why.
 
-    Instants are Unix seconds; ``ts`` is the message's own, in nanoseconds. It ``is_waiting`` while its message was asked
-    for once more and waits in a parked lane.
+    Instants are Unix seconds; ``ts`` is the message's own, in nanoseconds. It ``is_waiting`` when its message is to run
+    once more and waits in a parked lane.
     """
 
     handler: str

@@ -94,7 +94,13 @@ class Crew:
         for durable, worker in self.workers.items():
             worker.run_parked()
             if self._group and durable not in self.redrivers:
-                redriver = Redriver(worker, self._ship.broker, self._store, self.committer, self._store.store_id)
+                redriver = Redriver(
+                    worker,
+                    self._ship.broker,
+                    store=self._store,
+                    committer=self.committer,
+                    store_id=self._store.store_id,
+                )
                 self.redrivers[durable] = redriver
                 self._group.create_task(redriver.run(), name=redriver.spec.durable)
 

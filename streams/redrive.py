@@ -76,10 +76,24 @@ def names_of(table: SubjectTable, handler: Handler) -> tuple[str, ...]:
 
 
 class Redriver:
-    """Carries out the requests for one subject table, one after the other, in the process that owns the store."""
+    """Carries out the requests for one subject table, one after the other, in the process that owns the store.
 
-    def __init__(self, worker: TableWorker, broker: Broker, store: Store, committer: Committer, store_id: str) -> None:
+    Args:
+        retry_s: seconds between two tries of what can't be done now.
+    """
+
+    def __init__(
+        self,
+        worker: TableWorker,
+        broker: Broker,
+        *,
+        store: Store,
+        committer: Committer,
+        store_id: str,
+        retry_s: float = RETRY_S,
+    ) -> None:
         self._worker, self._broker, self._store, self._committer = worker, broker, store, committer
+        self._retry_s = retry_s
         self.spec = redrive_spec(worker.spec)
         self.lost: str | None = None
         self._floor = store.load(self.spec.durable).floor
@@ -138,7 +152,7 @@ class Redriver:
         assert self._floor is not None, "an attach comes before any delivery"
         floor = attrs.evolve(self._floor, seq=message.seq, ts=message.ts)
         while not await self._committer.note(lambda: self._store.set_floor(floor)):
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(self._retry_s)
         self._floor = floor
 
     async def _carry_out(self, message: Message) -> None:
@@ -169,7 +183,7 @@ class Redriver:
                 if why != told:
                     log.warning("redrive waits", extra={"fields": {"handler": name, "seq": request.seq, "why": why}})
                 told = why
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(self._retry_s)
 
     async def _drop(self, request: Request, name: str) -> bool:
         self._find_dead(request, name)

@@ -1,66 +1,45 @@
 """``deadletters``: what was given up and why, another try for it, or a last word on it.
 
-An id is ``<table>.<function>:<sequence>``. Letters are read from their stream, what became of them from the store; a
-redrive or a drop is a request to the worker that owns the handler.
+An id is ``<table>.<function>:<sequence>``, with the handler's name of today or that of the time. A redrive or a drop is
+a request to the worker that owns the handler (streams/redrive.py); app/cli/letters.py reads what there is.
 """
 
 import asyncio
-import base64
-import contextlib
-import json
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import attrs
 import click
 import msgspec
 
+from app.cli.letters import UNKNOWN, Letter, current_names, read_known, read_letters, read_payload, show_payload
 from app.cli.session import HasEnvironment, connected, print_json, print_table, run_command
+from app.logs import one_line
 from app.main import build
 from app.settings import Settings, load_settings
-from state.schema import has_database
-from state.sqlite import SqliteReader
-from state.store import DeadLetter, store_path
-from streams.broker import API_PREFIX, Broker
-from streams.changes import DEAD_LETTER_HEADER as HEADER
+from state.store import DeadLetter
+from streams.broker import Broker
 from streams.lookup import MSG_ID
-from streams.provision import stream_info
-from streams.redrive import REDRIVE_PREFIX, Request, unescaped
-from streams.topology import DEAD_LETTERS, NANOSECONDS
+from streams.provision import consumer_info
+from streams.redrive import REDRIVE_PREFIX, Request
+from streams.service import all_specs
+from streams.topology import DEAD_LETTERS
 
-SILENT_S = 10.0
 POLL_S = 0.1
-UNKNOWN = "unknown"
+
+Action = Literal["redrive", "drop"]
 
 
 @attrs.frozen(kw_only=True)
-class Letter:
-    """A dead letter with what the store knows of it; None when it is another store's."""
+class Answer:
+    """What became of a request; ``is_good`` is None while nothing did."""
 
-    handler: str
-    stream: str
-    seq: int
-    subject: str
-    headers: dict[str, str]
-    known: DeadLetter | None
-
-    @property
-    def id(self) -> str:
-        """How commands name it."""
-        return f"{self.handler}:{self.seq}"
-
-    @property
-    def state(self) -> str:
-        """What became of it."""
-        return self.known.state if self.known else UNKNOWN
-
-    @property
-    def error(self) -> str:
-        """The last error: of its last redrive, if there was one."""
-        return self.known.error if self.known else self.headers.get(f"{HEADER}Error", "")
+    id: str
+    said: str
+    is_good: bool | None
 
 
 @click.group("deadletters")
@@ -83,10 +62,12 @@ def deadletters() -> None:
 def list_(obj: HasEnvironment, handler: str | None, state: str, limit: int, *, as_json: bool) -> None:
     """List dead letters, oldest first."""
     settings = load_settings(obj.env)
-    found = run_command(_letters(settings))
-    chosen = [letter for letter in found if handler in (None, letter.handler) and state in ("all", letter.state)][
-        -limit:
-    ]
+    names = current_names(build(settings).subject_tables)
+    chosen = [
+        letter
+        for letter in run_command(_letters(settings))
+        if (handler is None or letter.is_of(handler, names)) and state in ("all", letter.state)
+    ][-limit:]
     if as_json:
         print_json([_summary(letter) for letter in chosen])
         return
@@ -95,13 +76,18 @@ def list_(obj: HasEnvironment, handler: str | None, state: str, limit: int, *, a
     print_table(columns, ([row[name.replace(" ", "_")] for name in columns] for row in rows))
 
 
+async def _letters(settings: Settings) -> list[Letter]:
+    async with connected(settings) as broker:
+        return await read_letters(broker, read_known(settings.state_dir))
+
+
 def _summary(letter: Letter) -> dict[str, Any]:
-    attempts = json.loads(letter.headers.get(f"{HEADER}Attempts", "[]"))
+    attempts = letter.attempts
     return {
         "id": letter.id,
-        "given_up": attempts[-1]["at"] if attempts else "",
+        "given_up": attempts[-1].get("at", "") if attempts else "",
         "subject": letter.subject,
-        "failures": int(letter.headers.get(f"{HEADER}Failures", "0")),
+        "failures": letter.failures,
         "state": letter.state,
         "redrives": letter.known.redrives if letter.known else 0,
         "note": letter.known.note if letter.known else "",
@@ -111,186 +97,173 @@ def _summary(letter: Letter) -> dict[str, Any]:
 
 @deadletters.command("show")
 @click.argument("letter_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of text.")
 @click.pass_obj
-def show(obj: HasEnvironment, letter_id: str) -> None:
-    """Print everything known of one dead letter as JSON, its payload too."""
-    print_json(run_command(_show(load_settings(obj.env), letter_id)))
+def show(obj: HasEnvironment, letter_id: str, *, as_json: bool) -> None:
+    """Print everything known of one dead letter, its payload too."""
+    facts = run_command(_show(load_settings(obj.env), letter_id))
+    if as_json:
+        print_json(facts)
+    else:
+        _print_facts(facts)
 
 
 async def _show(settings: Settings, letter_id: str) -> dict[str, Any]:
+    names = current_names(build(settings).subject_tables)
     async with connected(settings) as broker:
-        letter = _find(await _read_letters(settings, broker), letter_id)
-        stored = await broker.last_message(DEAD_LETTERS, f"deadletters.{letter.stream}.{letter.handler}.{letter.seq}")
-        payload = stored.payload
-        if f"{HEADER}Pointer" in letter.headers and (original := await broker.message_at(letter.stream, letter.seq)):
-            payload = original.payload
-    facts = {name.removeprefix(HEADER).lower(): value for name, value in letter.headers.items() if HEADER in name}
-    facts["attempts"] = json.loads(facts.get("attempts", "[]"))
-    for name in ("error", "subject", "traceback"):
-        if name in facts:
-            facts[name] = facts[name].encode("ascii").decode("unicode_escape")
-    try:
-        shown = {"payload": payload.decode()}
-    except UnicodeDecodeError:
-        shown = {"payload_base64": base64.b64encode(payload).decode()}
+        letter = _find(await read_letters(broker, read_known(settings.state_dir)), letter_id, names)
+        payload = await read_payload(broker, letter)
+    resolution = attrs.asdict(letter.known) if letter.known else None
     return (
-        {"id": letter.id, "state": letter.state}
-        | facts
-        | shown
-        | {"resolution": attrs.asdict(letter.known) if letter.known else None}
+        {"id": letter.id, "state": letter.state} | letter.facts() | show_payload(payload) | {"resolution": resolution}
     )
+
+
+def _print_facts(facts: Mapping[str, Any]) -> None:
+    """Prints short facts as a line each, and what has several lines as blocks below; no control character gets out."""
+    resolution = facts["resolution"] or {}
+    short = {name: value for name, value in facts.items() if isinstance(value, str)}
+    short |= {f"resolution.{name}": value for name, value in resolution.items() if value not in (None, "")}
+    long = ("traceback", "payload", "payload_base64")
+    blocks = {"attempts": "\n".join(f"{told.get('at')}  {told.get('error')}" for told in facts["attempts"])}
+    blocks |= {name: short.pop(name) for name in long if name in short}
+    for name, value in short.items():
+        click.echo(f"{name:<20}  {one_line(str(value))}")
+    for name, text in blocks.items():
+        click.echo(f"{name}:")
+        for line in text.splitlines():
+            click.echo(f"    {one_line(line)}")
+    if facts.get("payload", "") is None:
+        click.echo("payload: too large for the letter, and its stream no longer has it")
 
 
 @deadletters.command("redrive")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--handler", help="All of one handler: <table>.<function>.")
 @click.option("--all", "is_all", is_flag=True, help="All of this store.")
-@click.option("--wait", "wait_s", default=10.0, show_default=True, help="Seconds to wait for the outcomes.")
+@click.option(
+    "--wait",
+    "wait_s",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds to wait for the outcomes; 0 does not wait.",
+)
 @click.pass_obj
 def redrive(obj: HasEnvironment, ids: tuple[str, ...], *, handler: str | None, is_all: bool, wait_s: float) -> None:
     """Run dead letters' messages once more, each in its lane and under its own sequence.
 
-    Exit code 1 when one stays dead, or has no outcome yet.
+    Exit code 1 when one stays dead, or was waited for and has no outcome yet.
     """
     if bool(ids) + bool(handler) + is_all != 1:
         raise click.UsageError("give ids, or --handler, or --all")
-    _report(run_command(_ask(load_settings(obj.env), ids, handler, "redrive", wait_s=wait_s)))
+    _report(run_command(_ask(load_settings(obj.env), ids, handler, "redrive", wait_s=wait_s)), wait_s)
 
 
 @deadletters.command("drop")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.option("--reason", required=True, help="Why; it is kept.")
-@click.option("--wait", "wait_s", default=10.0, show_default=True, help="Seconds to wait for the outcomes.")
+@click.option(
+    "--wait",
+    "wait_s",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds to wait for the outcomes; 0 does not wait.",
+)
 @click.pass_obj
 def drop(obj: HasEnvironment, ids: tuple[str, ...], *, reason: str, wait_s: float) -> None:
     """Let dead letters go for good; they stay in their stream, with the reason in the store."""
     if not reason.strip():
         raise click.UsageError("--reason: expected a text, got nothing")
-    _report(run_command(_ask(load_settings(obj.env), ids, None, "drop", reason=reason, wait_s=wait_s)))
+    _report(run_command(_ask(load_settings(obj.env), ids, None, "drop", reason=reason, wait_s=wait_s)), wait_s)
 
 
-def _report(outcomes: Sequence[tuple[str, str, bool]]) -> None:
-    for letter_id, outcome, _ in outcomes:
-        click.echo(f"{letter_id}: {outcome}")
-    if not outcomes:
+def _report(answers: Sequence[Answer], wait_s: float) -> None:
+    for answer in answers:
+        click.echo(f"{answer.id}: {one_line(answer.said)}")
+    if not answers:
         click.echo("there is no dead letter")
-    if not all(is_good for _, _, is_good in outcomes):
+    if not all(wait_s == 0 if answer.is_good is None else answer.is_good for answer in answers):
         sys.exit(1)
 
 
-async def _letters(settings: Settings) -> list[Letter]:
-    async with connected(settings) as broker:
-        return await _read_letters(settings, broker)
-
-
-async def _read_letters(settings: Settings, broker: Broker) -> list[Letter]:
-    known = _known(settings)
-    found = []
-    async with _headers(broker) as letters:
-        async for subject, headers in letters:
-            if subject.startswith(REDRIVE_PREFIX) or f"{HEADER}Sequence" not in headers:
-                continue
-            handler, seq = headers[f"{HEADER}Handler"], int(headers[f"{HEADER}Sequence"])
-            found.append(
-                Letter(
-                    handler=handler,
-                    stream=headers[f"{HEADER}Stream"],
-                    seq=seq,
-                    subject=unescaped(headers.get(f"{HEADER}Subject", "")),
-                    headers=headers,
-                    known=known.get((handler, seq)),
-                )
-            )
-    return found
-
-
-@contextlib.asynccontextmanager
-async def _headers(broker: Broker) -> AsyncIterator[AsyncIterator[tuple[str, dict[str, str]]]]:
-    """Subject and headers of every message in the dead-letter stream."""
-    config = {
-        "deliver_policy": "all",
-        "ack_policy": "none",
-        "headers_only": True,
-        "mem_storage": True,
-        "num_replicas": 1,
-        "inactive_threshold": 30 * NANOSECONDS,
-    }
-    if await stream_info(broker, DEAD_LETTERS) is None:
-        raise click.ClickException(f"stream {DEAD_LETTERS} is not there yet; a worker makes it")
-    body = {"stream_name": DEAD_LETTERS, "config": config}
-    created = await broker.api(f"CONSUMER.CREATE.{DEAD_LETTERS}", body)
-
-    async def read() -> AsyncIterator[tuple[str, dict[str, str]]]:
-        messages = broker.read(DEAD_LETTERS, created["name"], created["num_pending"], silent_s=SILENT_S)
-        async with contextlib.aclosing(messages):
-            async for message, headers in messages:
-                yield message.subject, dict(headers)
-
-    try:
-        yield read()
-    finally:
-        await broker.send(f"{API_PREFIX}CONSUMER.DELETE.{DEAD_LETTERS}.{created['name']}")
-
-
-def _known(settings: Settings) -> dict[tuple[str, int], DeadLetter]:
-    """What the store knows of dead letters, by handler and sequence."""
-    path = store_path(settings.state_dir)
-    if not has_database(path):
-        return {}
-    with contextlib.closing(SqliteReader(path)) as reader:
-        return reader.fetch_dead()
-
-
-def _find(letters: Iterable[Letter], letter_id: str) -> Letter:
+def _find(letters: Sequence[Letter], letter_id: str, names: Mapping[str, str]) -> Letter:
+    handler, _, seq = letter_id.rpartition(":")
     for letter in letters:
-        if letter.id == letter_id:
+        if str(letter.seq) == seq and letter.is_of(handler, names):
             return letter
     raise click.ClickException(f"there is no dead letter {letter_id!r}: see 'deadletters list --state all'")
 
 
+def _choose(
+    letters: Sequence[Letter], action: Action, ids: tuple[str, ...], handler: str | None, names: Mapping[str, str]
+) -> list[Letter]:
+    """The letters that are meant, each once; every one of them can be asked for."""
+    if ids:
+        chosen = list({letter.id: letter for letter in (_find(letters, one, names) for one in ids)}.values())
+    else:
+        dead = [letter for letter in letters if letter.state == "dead"]
+        chosen = [letter for letter in dead if handler is None or letter.is_of(handler, names)]
+    for letter in chosen:
+        if letter.state == UNKNOWN:
+            raise click.ClickException(f"{letter.id} is not known to the store of this STATE_DIR")
+        if letter.state != "dead":
+            raise click.ClickException(f"{letter.id} is {letter.state}, not dead")
+        if action == "drop" and letter.known and letter.known.is_waiting:
+            raise click.ClickException(f"{letter.id} is to run once more: it waits behind parked messages of its key")
+        if letter.handler not in names:
+            raise click.ClickException(f"{letter.id}: no handler {letter.handler!r} any more")
+    return chosen
+
+
 async def _ask(
-    settings: Settings, ids: tuple[str, ...], handler: str | None, action: Any, *, reason: str = "", wait_s: float
-) -> list[tuple[str, str, bool]]:
-    """Sends a request for each letter and waits for what becomes of it: (id, outcome, whether it is good)."""
-    names = _current_names(settings)
+    settings: Settings, ids: tuple[str, ...], handler: str | None, action: Action, *, reason: str = "", wait_s: float
+) -> list[Answer]:
+    """Sends a request for each letter and waits for what becomes of it."""
+    tables = build(settings).subject_tables
+    names = current_names(tables)
     async with connected(settings) as broker:
-        letters = await _read_letters(settings, broker)
-        if ids:
-            chosen = [_find(letters, letter_id) for letter_id in ids]
-        else:
-            chosen = [letter for letter in letters if letter.state == "dead" and handler in (None, letter.handler)]
-        for letter in chosen:
-            if letter.state != "dead":
-                raise click.ClickException(f"{letter.id} is {letter.state}, not dead")
-            if letter.handler not in names:
-                raise click.ClickException(f"{letter.id}: no handler {letter.handler!r} any more")
+        letters = await read_letters(broker, read_known(settings.state_dir))
+        chosen = _choose(letters, action, ids, handler, names)
         for letter in chosen:
             request = Request(action=action, stream=letter.stream, seq=letter.seq, reason=reason)
             subject = f"{REDRIVE_PREFIX}{names[letter.handler]}"
             await broker.publish(subject, msgspec.json.encode(request), {MSG_ID: uuid.uuid4().hex})
-        return await _outcomes(settings, chosen, wait_s)
+        answers = await _answers(settings, chosen, wait_s)
+        if all(answer.is_good is not None for answer in answers):
+            return answers
+        specs = all_specs(tables, settings.nats_durable_prefix)
+        durables = {spec.table: spec.durable for spec in specs if spec.stream == DEAD_LETTERS}
+        served = [await _is_served(broker, durables[names[one.handler].partition(".")[0]]) for one in chosen]
+    return [
+        answer if answer.is_good is not None or is_served else attrs.evolve(answer, said="waits until a worker runs")
+        for answer, is_served in zip(answers, served, strict=True)
+    ]
 
 
-def _current_names(settings: Settings) -> dict[str, str]:
-    """Today's name of each handler, by every name it has had."""
-    handlers = [handler for table in build(settings).subject_tables for handler in table.handlers]
-    former = {handler.former: handler.name for handler in handlers if handler.former}
-    return former | {handler.name: handler.name for handler in handlers}
+async def _is_served(broker: Broker, durable: str) -> bool:
+    """Whether a worker is asking for requests."""
+    info = await consumer_info(broker, DEAD_LETTERS, durable)
+    return info is not None and bool(info["num_waiting"])
 
 
-async def _outcomes(settings: Settings, letters: Sequence[Letter], wait_s: float) -> list[tuple[str, str, bool]]:
+async def _answers(settings: Settings, letters: Sequence[Letter], wait_s: float) -> list[Answer]:
     deadline = time.monotonic() + wait_s
     while True:
-        known = _known(settings)
-        outcomes = [_outcome(letter, known.get((letter.handler, letter.seq))) for letter in letters]
-        if time.monotonic() > deadline or not any(outcome.startswith("asked") for _, outcome, _ in outcomes):
-            return outcomes
+        known = read_known(settings.state_dir)
+        answers = [_answer(letter, known.get((letter.handler, letter.seq))) for letter in letters]
+        if time.monotonic() >= deadline or all(answer.is_good is not None for answer in answers):
+            return answers
         await asyncio.sleep(POLL_S)
 
 
-def _outcome(letter: Letter, now: DeadLetter | None) -> tuple[str, str, bool]:
+def _answer(letter: Letter, now: DeadLetter | None) -> Answer:
+    """What became of a letter since it was read."""
     if now is not None and now.state != "dead":
-        return letter.id, now.state, True
+        return Answer(id=letter.id, said=now.state, is_good=True)
     if now is not None and letter.known is not None and now.redrives > letter.known.redrives:
-        return letter.id, f"still dead: {now.error}", False
-    return letter.id, "asked for; it is done once a worker runs and its lane is free", False
+        return Answer(id=letter.id, said=f"still dead: {now.error}", is_good=False)
+    is_behind = now is not None and now.is_waiting
+    said = "waits behind parked messages of its key" if is_behind else "asked for, and has no outcome yet"
+    return Answer(id=letter.id, said=said, is_good=None)

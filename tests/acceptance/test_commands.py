@@ -189,9 +189,11 @@ async def test_dead_letters_are_listed_shown_redriven_and_dropped(tmp_path: Path
             ("signals.task_synced:1", "PayloadError: user_id: missing", "dead"),
             ("signals.task_synced:3", listed.json[1]["error"], "dead"),
         ]
-        shown = await run_app("deadletters", "show", "signals.task_synced:1", worker=worker)
+        shown = await run_app("deadletters", "show", "signals.task_synced:1", "--json", worker=worker)
         assert (shown.json["payload"], shown.json["stream"], shown.json["failures"]) == ("{}", "SIGNALS", "1")
         assert shown.json["schema"].startswith("TaskSynced:")
+        text = await run_app("deadletters", "show", "signals.task_synced:3", worker=worker)
+        assert (text.code, text.out.splitlines()[-2:]) == (0, ["payload:", "    nonsense"])
         redriven = await run_app("deadletters", "redrive", "--all", worker=worker)
         assert redriven.code == 1
         assert redriven.out.splitlines()[0] == ("signals.task_synced:1: still dead: PayloadError: user_id: missing")
@@ -211,4 +213,15 @@ async def test_dead_letters_are_listed_shown_redriven_and_dropped(tmp_path: Path
         waiting = await run_app(
             "deadletters", "redrive", "--handler", "signals.task_synced", "--wait", "0", worker=worker
         )
-        assert (waiting.code, "once a worker runs" in waiting.out) == (1, True)
+        assert (waiting.code, waiting.out) == (0, "signals.task_synced:1: waits until a worker runs\n")
+        drop = ("deadletters", "drop", "signals.task_synced:1", "--reason", "no fields")
+        waiting = await run_app(*drop, "--wait", "0.1", worker=worker)
+        assert (waiting.code, waiting.out) == (1, "signals.task_synced:1: waits until a worker runs\n")
+        await worker.consume()
+
+        async def is_dropped() -> bool:
+            found = await run_app("deadletters", "list", "--state", "dropped", "--json", worker=worker)
+            facts = [(one["id"], one["redrives"], one["note"]) for one in found.json]
+            return facts[0] == ("signals.task_synced:1", 2, "no fields")
+
+        await wait_until(is_dropped, what="both requests are carried out, in order")

@@ -8,7 +8,7 @@ from store_kit import commit, dump
 from streams_kit import DURABLE, make_change, make_floor, make_outbox_row, make_parked, ts_of
 
 from state.sqlite import SqliteReader, SqliteStore
-from state.store import DeadLetter, Failure, Loaded, Started, Tried
+from state.store import DeadLetter, Failure, Loaded, ParkedLane, Started, Tried
 
 
 @pytest.fixture
@@ -126,4 +126,21 @@ def test_start_of_a_process_that_lives_is_no_crash(path: Path) -> None:
     other.commit([done], [], marks=[done], sent=[])
     assert other.fetch_started(DURABLE, 8) is None
     other.close()
+    store.close()
+
+
+def test_dead_letter_waits_while_its_message_is_parked(path: Path) -> None:
+    """A redriven message that waits in its lane is seen at its letter; the lane keeps the time of who was tried."""
+    store = SqliteStore(path)
+    commit(store, make_change(5, dead=DeadLetter(handler="t.h", at=1.0, error="boom")))
+    commit(store, make_change(9, parked=make_parked(9, due=70.0, attempts=1)))
+    commit(store, make_change(5, is_redriven=True, parked=make_parked(5, is_redriven=True)))
+    found = store.fetch_dead(DURABLE, 5)
+    assert found and (found.state, found.is_waiting, found.redrives) == ("dead", True, 0)
+    assert store.load_lanes(DURABLE) == {"ana": ParkedLane(due=70.0, count=2)}
+    store.drop_dead(DURABLE, 9, "not dead")
+    commit(store, make_change(5, is_redriven=True, unparked=True))
+    store.drop_dead(DURABLE, 5, "too late")
+    applied = store.fetch_dead(DURABLE, 5)
+    assert applied and (applied.state, applied.is_waiting, applied.note) == ("applied", False, "")
     store.close()
