@@ -164,7 +164,7 @@ async def test_request_that_can_not_be_done_changes_nothing(nats_server: NatsSer
         assert letters_of(state)[1].note == "known to be spam"
         mending.error = None
         await ask(nc, 1)
-        await asyncio.sleep(0.3)
+        await all_acked(nc, "steps-redrive", stream="DEAD_LETTERS")
         assert letters_of(state)[1].state == "dropped" and mending.runs == 2
 
 
@@ -327,3 +327,40 @@ async def test_redrive_under_a_new_name_of_what_the_stream_has_lost(nats_server:
             await rows_become(state, {"user0": [0]})
             await wait_until(lambda: letters_of(state)[1].state == "applied")
             assert letters_of(state)[1].handler == "steps.step"
+
+
+async def test_durable_of_requests_that_is_refused_is_a_reason(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Health says that requests are not taken; the durable is not among the consumers, which go on."""
+    state, mending = tmp_path / "state", Mending()
+    async with client(nats_server.url) as nc:
+        await nc.jetstream().add_stream(name="DEAD_LETTERS", subjects=["deadletters.>"])
+        await nc.jetstream().add_consumer("DEAD_LETTERS", durable_name="test-steps-redrive")
+        async with running_service(nats_server.url, state, [mending.table]) as running:
+            await running.says("dead letters of steps can't be redriven: durable test-steps-redrive was not made by")
+            assert list(running.service.health().nats.consumers) == ["test-steps"]
+            mending.error = None
+            await publish(nc, [payload("user0", 0)])
+            await rows_become(state, {"user0": [0]})
+            assert running.consumer().status == "ok"
+
+
+async def test_stop_does_not_wait_for_requests(
+    nats_server: NatsServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that stops takes no more messages, redriven ones neither; the next one carries the request out."""
+    state, mending = tmp_path / "state", Mending()
+    async with client(nats_server.url) as nc:
+        async with running_service(nats_server.url, state, [mending.table]) as running:
+            await is_serving(running)
+            await publish(nc, [payload("user0", 0)])
+            await wait_until(lambda: running.consumer().dead_lettered == 1)
+            worker = running.service._worker("test-steps")
+            assert worker is not None
+            mending.error = None
+            await worker.drain()
+            await ask(nc, 1)
+            await wait_until(lambda: "redrive waits" in caplog.text)
+            assert letters_of(state)[1].state == "dead" and mending.runs == 1
+        async with running_service(nats_server.url, state, [mending.table]) as running:
+            await rows_become(state, {"user0": [0]})
+            assert letters_of(state)[1].redrives == 1
