@@ -185,10 +185,14 @@ class TcpProxy:
 
     ``cut`` ends the connections that exist, ``blackhole`` keeps them (and new ones) open without forwarding a byte in
     either direction until ``heal``.
+
+    Args:
+        rewrite: bytes that are replaced in what the target sends, and others of the same length.
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, *, rewrite: tuple[bytes, bytes] | None = None) -> None:
         self.target_port = target_port
+        self._rewrite = rewrite
         self.port = 0
         self._healthy = asyncio.Event()
         self._healthy.set()
@@ -251,7 +255,7 @@ class TcpProxy:
         self._writers |= both
         pumps = [
             asyncio.create_task(self._pump(reader, far_writer)),
-            asyncio.create_task(self._pump(far_reader, writer)),
+            asyncio.create_task(self._pump(far_reader, writer, self._rewrite)),
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -263,11 +267,13 @@ class TcpProxy:
             self._writers -= both
             await asyncio.wait(pumps)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rewrite: tuple[bytes, bytes] | None = None
+    ) -> None:
         try:
             while data := await reader.read(65_536):
                 await self._healthy.wait()
-                writer.write(data)
+                writer.write(data.replace(*rewrite) if rewrite else data)
                 await writer.drain()
         except OSError:
             return  # cut, by us or by an end

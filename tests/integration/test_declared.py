@@ -217,3 +217,21 @@ async def test_add_from_many_lanes_is_exact_and_a_peek_is_kept(nats_server: Nats
     assert [peek[0] for peek in peeks] == list(range(129, 193))  # the third step of each of 64 users
     assert {peek[1] for peek in peeks} == {"notes"}
     assert {peek[3] for peek in peeks} <= {'{"n":5}', None}
+
+
+async def test_server_without_consumer_reset_is_told_in_health(nats_server: NatsServer, tmp_path: Path) -> None:
+    """On an older server durables are made anew at each attach; it works, and /health says what is not promised."""
+    state, now_and_then = tmp_path / "state", (b'"version":"2.15.', b'"version":"2.13.')
+    async with (
+        client(nats_server.url) as nc,
+        TcpProxy(nats_server.port, rewrite=now_and_then) as proxy,
+        running_service(proxy.url, state, [traces()]) as running,
+    ):
+        await running.says("order through a fault is promised from 2.14 on")
+        await wait_until(lambda: running.service.health().status == "degraded")
+        await publish(nc, payloads(3, 10))
+        await rows_become(state, expected(3, 10))
+        proxy.cut()
+        await publish(nc, payloads(3, 20)[30:])
+        await rows_become(state, expected(3, 20))
+        assert (await info(nc))["config"]["deliver_policy"] == "by_start_sequence"
