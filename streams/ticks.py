@@ -4,8 +4,8 @@ A tick is an event like any other; streams/timers.py publishes it.
 """
 
 import datetime as dt
-import math
 import zoneinfo
+from collections.abc import Iterator
 
 import attrs
 from cronsim import CronSim, CronSimError
@@ -15,6 +15,7 @@ from models.errors import DeclarationError
 
 TIMERS_PREFIX = "timers."
 EVERY_LIMIT_S = 31 * 86_400
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 @attrs.frozen(kw_only=True)
@@ -39,31 +40,38 @@ class Timer:
         """Where its ticks are published."""
         return TIMERS_PREFIX + self.name
 
+    @property
+    def schedule(self) -> str:
+        """When it fires, in words."""
+        return f"every {self.every_s} s" if self.every_s is not None else f"{self.cron} ({self.tz})"
+
     def next_after(self, instant: dt.datetime) -> dt.datetime:
         """The first instant after the given one, in UTC."""
         if self.every_s is not None:
-            return _at((math.floor(instant.timestamp() / self.every_s) + 1) * self.every_s, self.every_s, instant)
-        assert self.cron is not None, "check_timer sees to it"
-        local = instant.astimezone(zoneinfo.ZoneInfo(self.tz))
-        return next(CronSim(self.cron, local)).astimezone(dt.UTC)
+            return self._multiple(instant, 1)
+        later = self._scheduled(instant)  # in an hour that comes twice, these begin before the instant
+        return next(moment for moment in later if moment > instant)
 
     def newest_until(self, instant: dt.datetime) -> dt.datetime:
         """The last instant that is not after the given one, in UTC."""
         if self.every_s is not None:
-            return dt.datetime.fromtimestamp(math.floor(instant.timestamp() / self.every_s) * self.every_s, dt.UTC)
-        assert self.cron is not None, "check_timer sees to it"
-        zone = zoneinfo.ZoneInfo(self.tz)
-        earlier = CronSim(self.cron, (instant + dt.timedelta(minutes=1)).astimezone(zone), reverse=True)
+            return self._multiple(instant, 0)
+        earlier = self._scheduled(instant + dt.timedelta(minutes=1), is_reverse=True)
         found = next(moment for moment in earlier if moment <= instant)
-        while (later := self.next_after(found.astimezone(dt.UTC))) <= instant:  # an hour that comes twice in autumn
+        while (later := self.next_after(found)) <= instant:  # an hour that comes twice in autumn
             found = later
-        return found.astimezone(dt.UTC)
+        return found
 
+    def _multiple(self, instant: dt.datetime, more: int) -> dt.datetime:
+        """The multiple of ``every_s`` at or before an instant, or some more; whole microseconds, so it is exact."""
+        step = dt.timedelta(seconds=self.every_s or 0.0)
+        return EPOCH + ((instant - EPOCH) // step + more) * step
 
-def _at(seconds: float, every_s: float, after: dt.datetime) -> dt.datetime:
-    """An instant from seconds, which rounding must not bring back to the one before."""
-    found = dt.datetime.fromtimestamp(seconds, dt.UTC)
-    return found if found > after else dt.datetime.fromtimestamp(seconds + every_s, dt.UTC)
+    def _scheduled(self, instant: dt.datetime, *, is_reverse: bool = False) -> Iterator[dt.datetime]:
+        """The instants of the expression from the local time of an instant on, in UTC."""
+        assert self.cron is not None, "check_timer sees to it"
+        local = instant.astimezone(zoneinfo.ZoneInfo(self.tz))
+        return (moment.astimezone(dt.UTC) for moment in CronSim(self.cron, local, reverse=is_reverse))
 
 
 def check_timer(timer: Timer, where: str) -> None:
@@ -84,6 +92,8 @@ def check_timer(timer: Timer, where: str) -> None:
         raise DeclarationError(where, f"tz: expected a time zone's name, as Europe/Berlin, got {timer.tz!r}") from error
     try:
         next(CronSim(timer.cron, dt.datetime.now(zone)))
+        if len(timer.cron.split()) != 5:
+            raise CronSimError("Wrong number of fields")  # CronSim takes seconds too, for which every_s is there
     except (CronSimError, StopIteration, TypeError, AttributeError) as error:
         wanted = "five fields (minute hour day month weekday) that some instant fits"
         raise DeclarationError(where, f"cron: expected {wanted}, got {timer.cron!r} ({error})") from error

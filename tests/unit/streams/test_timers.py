@@ -19,9 +19,19 @@ from streams.ticks import Timer
 from streams.timers import Timers, next_due
 
 UTC = dt.UTC
-INSTANTS = st.datetimes(dt.datetime(2024, 1, 1), dt.datetime(2030, 1, 1), timezones=st.just(UTC))
+BERLIN_CHANGES = [dt.datetime(2026, 3, 29, 1, tzinfo=UTC), dt.datetime(2026, 10, 25, 1, tzinfo=UTC)]
+NEW_YORK_CHANGES = [dt.datetime(2026, 3, 8, 7, tzinfo=UTC), dt.datetime(2026, 11, 1, 6, tzinfo=UTC)]
+CHANGES = st.builds(
+    lambda change, off_s: change + dt.timedelta(seconds=off_s),
+    st.sampled_from(BERLIN_CHANGES + NEW_YORK_CHANGES),
+    st.floats(-10_800, 10_800),
+)
+"""Instants around which clocks change, where random ones seldom lie."""
+INSTANTS = st.datetimes(dt.datetime(2024, 1, 1), dt.datetime(2030, 1, 1), timezones=st.just(UTC)) | CHANGES
 TIMERS = st.one_of(
-    st.sampled_from([1.0, 1.5, 7.0, 60.0, 3600.0, 86_400.0]).map(lambda every_s: Timer(name="t.e", every_s=every_s)),
+    st.sampled_from([1.0, 1.1, 1.5, 7.0, 60.0, 3600.0, 86_400.0]).map(
+        lambda every_s: Timer(name="t.e", every_s=every_s)
+    ),
     st.sampled_from(["0 7 * * *", "30 2 * * *", "*/30 * * * *", "15 3 1 * *", "0 0 * * 1", "5 4 29 2 *"]).flatmap(
         lambda cron: st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata"]).map(
             lambda tz: Timer(name="t.c", cron=cron, tz=tz)
@@ -55,6 +65,19 @@ def test_cron_fires_once_on_the_days_on_which_clocks_change(start: str, instants
         at = timer.next_after(at)
         found.append(at.strftime("%Y-%m-%dT%H:%M"))
     assert found == instants
+
+
+@pytest.mark.parametrize("change", BERLIN_CHANGES, ids=["spring", "autumn"])
+@pytest.mark.parametrize("cron", ["30 2 * * *", "0 3 * * *", "*/30 * * * *", "30 1-3 * * *"])
+def test_looks_at_any_minute_around_a_change_see_the_same_instants(change: dt.datetime, cron: str) -> None:
+    """A publisher that starts within the hour that is skipped, or comes twice, knows the instants of one that ran."""
+    timer, instants = Timer(name="t.c", cron=cron, tz="Europe/Berlin"), [change - dt.timedelta(days=3)]
+    while instants[-1] < change + dt.timedelta(days=3):
+        instants.append(timer.next_after(instants[-1]))
+    for minute in range(-180, 180):
+        now = change + dt.timedelta(minutes=minute, seconds=1)
+        assert timer.next_after(now) == min(instant for instant in instants if instant > now)
+        assert timer.newest_until(now) == max(instant for instant in instants if instant <= now)
 
 
 @given(TIMERS, INSTANTS, st.lists(st.integers(-7200, 90_000), max_size=20))
@@ -93,6 +116,8 @@ async def wrong(event: Any, ctx: Context) -> None:
         pytest.param(lambda t: t.timer(every_s=0.5), "every_s: expected 1 to 2678400 seconds, got 0.5", id="short"),
         pytest.param(lambda t: t.timer(every_s="5"), "every_s: expected .*, got '5'", id="text"),
         pytest.param(lambda t: t.cron("0 7 * *"), r"cron: expected five fields .*, got '0 7 \* \*'", id="fields"),
+        pytest.param(lambda t: t.cron("0 0 7 * * *"), "cron: expected five fields .*, got '0 0 7", id="seconds"),
+        pytest.param(lambda t: t.timer(every_s=2_678_401), "every_s: expected .*, got 2678401", id="long"),
         pytest.param(lambda t: t.cron("0 7 31 2 *"), "cron: expected .* that some instant fits", id="never"),
         pytest.param(lambda t: t.cron("0 7 * * *", tz="Mars"), "tz: expected a time zone's name, .*'Mars'", id="zone"),
     ],
