@@ -299,8 +299,7 @@ class StreamService:
                 for redriver in crew.redrivers.values()
                 if (why := redriver.trouble)
             ]
-            if crew.timers.error:
-                reasons.append(f"timers can't fire: {crew.timers.error}")
+            reasons += [f"timer {name} can't fire: {why}" for name, why in crew.timers.troubles().items()]
             if crew.outbox.error and crew.outbox.unsent_count:
                 reasons.append(f"{crew.outbox.unsent_count} events wait to be published ({crew.outbox.error})")
         if self._broker.permission_error:

@@ -23,6 +23,13 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 RETRY_S = 1.0
+OVERTAKEN_S = 0.05
+AHEAD = dt.timedelta(minutes=1)
+"""A last instant that is further ahead of the clock than this is told: somebody's clock is, or was, wrong."""
+LATEST = dt.datetime(9000, 1, 1, tzinfo=dt.UTC)
+"""No calendar goes on from an instant after this one."""
+WRONG_LAST_SEQUENCE_IN_FLIGHT = 10164
+"""What a cluster says while another publisher's message of the same subject is on its way."""
 
 _decode = decoder_for(Tick)
 
@@ -43,7 +50,15 @@ class Timers:
         self._broker = broker
         self._timers = list(timers)
         self._now = now
-        self.error: str | None = None
+        self._errors: dict[str, str] = {}
+        self._lasts: dict[str, dt.datetime] = {}
+
+    def troubles(self) -> dict[str, str]:
+        """Why timers don't fire, by their names."""
+        ahead = {name: last for name, last in self._lasts.items() if last - self._now() > AHEAD}
+        return {name: f"it fired for {last.isoformat()}, ahead of the clock" for name, last in ahead.items()} | (
+            self._errors
+        )
 
     async def run(self) -> None:
         """Publishes until cancelled."""
@@ -60,20 +75,27 @@ class Timers:
             try:
                 last, last_seq = await self._last(timer)
                 while True:
+                    if last:
+                        self._lasts[timer.name] = last
                     due = next_due(timer, last, now=self._now(), started_at=started_at)
+                    if due > self._now():  # nothing waits to be published
+                        self._errors.pop(timer.name, None)
                     await self._wait_for(due)
                     last_seq = await self._publish(timer, due, last_seq)
-                    last, self.error = due, None
+                    last = due
+                    self._errors.pop(timer.name, None)
             except ApiError as error:
-                if error.code != WRONG_LAST_SEQUENCE:  # else another process was first; look again
+                if error.code in (WRONG_LAST_SEQUENCE, WRONG_LAST_SEQUENCE_IN_FLIGHT):  # another process was first
+                    await asyncio.sleep(OVERTAKEN_S)
+                else:
                     await self._complain(timer, error)
             except BrokerError as error:
                 await self._complain(timer, error)
 
     async def _complain(self, timer: Timer, error: BrokerError) -> None:
-        if self.error is None and not isinstance(error, BrokerUnavailable):
+        if timer.name not in self._errors and not isinstance(error, BrokerUnavailable):
             log.error("a timer can't fire", extra={"fields": {"timer": timer.name, "error": str(error)}})
-        self.error = str(error)
+        self._errors[timer.name] = str(error)
         await asyncio.sleep(RETRY_S)
 
     async def _last(self, timer: Timer) -> tuple[dt.datetime | None, int]:
@@ -85,9 +107,11 @@ class Timers:
                 return None, 0
             raise
         try:
-            return _decode(message.payload).at, message.seq
-        except PayloadError:  # somebody else's message; its time serves as well
-            return dt.datetime.fromtimestamp(message.ts / 1e9, dt.UTC), message.seq
+            if (at := _decode(message.payload).at) < LATEST:
+                return at, message.seq
+        except PayloadError:
+            log.debug("no tick on a timer's subject", exc_info=True)
+        return dt.datetime.fromtimestamp(message.ts / 1e9, dt.UTC), message.seq  # a stranger's; its time serves as well
 
     async def _wait_for(self, due: dt.datetime) -> None:
         """Waits until the wall clock shows an instant; a clock that is set is seen after a moment."""

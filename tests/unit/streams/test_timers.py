@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 from typing import Any
 
+import attrs
 import msgspec
 import pytest
 from consume_kit import FakeBroker, ended
@@ -172,16 +173,16 @@ async def test_publisher_that_was_overtaken_looks_again() -> None:
     """An instant that another process has published is not published a second time; trouble is told, and passes."""
     stage = Stage()
     stage.put("2026-01-01T11:58:00+00:00")
-    stage.errors = [BrokerUnavailable("no answer")]
+    stage.errors = [BrokerUnavailable("no answer"), ApiError("timers", 10164, "another one is on its way")]
     task = asyncio.create_task(stage.timers.run())
     try:
-        await wait_until(lambda: stage.timers.error == "no answer")
+        await wait_until(lambda: stage.timers.troubles() == {"nights.nightly": "no answer"})
         stage.put("2026-01-01T12:00:00+00:00")  # somebody else, meanwhile
         await asyncio.sleep(0)
         stage.now += dt.timedelta(minutes=1)
         await wait_until(lambda: len(stage.fired) == 3)
         assert stage.fired[2] == "2026-01-01T12:01:00+00:00"
-        assert stage.timers.error is None
+        assert stage.timers.troubles() == {}
     finally:
         await ended([task])
 
@@ -192,6 +193,51 @@ async def test_publisher_reads_a_strangers_message_by_its_time() -> None:
     stage.put("2026-01-01T11:58:00+00:00")
     ts = int(dt.datetime(2026, 1, 1, 11, 59, 30, tzinfo=UTC).timestamp()) * 10**9
     stage.broker.last = StoredMessage(subject="timers", seq=1, ts=ts, payload=b"hello", headers={})
+    task = asyncio.create_task(stage.timers.run())
+    try:
+        await wait_until(lambda: len(stage.fired) == 2)
+        assert stage.fired[1] == "2026-01-01T12:00:00+00:00"
+    finally:
+        await ended([task])
+
+
+async def test_trouble_ends_with_the_next_answer_not_with_the_next_tick() -> None:
+    """A connection that came back is no reason any more, though the timer fires much later."""
+    stage = Stage()
+    answer, stage.broker.last_message = stage.broker.last_message, no_answer  # type: ignore[method-assign]
+    task = asyncio.create_task(stage.timers.run())
+    try:
+        await wait_until(lambda: stage.timers.troubles())
+        stage.broker.last_message = answer  # type: ignore[method-assign]
+        await wait_until(lambda: not stage.timers.troubles())
+        assert stage.fired == []
+    finally:
+        await ended([task])
+
+
+async def no_answer(stream: str, subject: str) -> StoredMessage:
+    """A server that is away."""
+    raise BrokerUnavailable("no answer")
+
+
+async def test_last_instant_ahead_of_the_clock_is_told_and_not_repeated() -> None:
+    """A clock that was set back fires nothing until it has passed the last instant, and /health says why."""
+    stage = Stage()
+    stage.put("2026-01-02T12:00:00+00:00")
+    task = asyncio.create_task(stage.timers.run())
+    try:
+        await wait_until(lambda: "ahead of the clock" in stage.timers.troubles().get("nights.nightly", ""))
+        assert len(stage.fired) == 1
+    finally:
+        await ended([task])
+
+
+async def test_instant_beyond_the_calendar_is_a_strangers() -> None:
+    """A message with a year after which no calendar goes on ends no publisher; its time serves."""
+    stage = Stage()
+    stage.put("9999-12-31T23:59:59+00:00")
+    ts = int(dt.datetime(2026, 1, 1, 11, 59, 30, tzinfo=UTC).timestamp()) * 10**9
+    stage.broker.last = attrs.evolve(stage.broker.last, ts=ts)  # type: ignore[type-var]
     task = asyncio.create_task(stage.timers.run())
     try:
         await wait_until(lambda: len(stage.fired) == 2)
