@@ -36,19 +36,21 @@ class StreamSpec:
     """A stream: kept on disk without an age limit, refusing new messages rather than dropping old ones when full.
 
     Args:
-        is_public: handlers may publish to it, and it limits payloads so that a dead letter of one still fits.
+        is_public: handlers and ``send`` may publish to it.
+        is_for_handlers: handlers take its messages, so it limits payloads so that a dead letter of one still fits.
     """
 
     name: str
     subjects: tuple[str, ...]
     is_public: bool = True
+    is_for_handlers: bool = True
 
 
 STREAMS = (
     StreamSpec(name="SIGNALS", subjects=("signals.>",)),
     StreamSpec(name="FEEDBACK", subjects=("feedback.>",)),
     StreamSpec(name=TIMERS, subjects=("timers.>",), is_public=False),
-    StreamSpec(name=DEAD_LETTERS, subjects=("deadletters.>",), is_public=False),
+    StreamSpec(name=DEAD_LETTERS, subjects=("deadletters.>",), is_public=False, is_for_handlers=False),
 )
 
 
@@ -139,9 +141,9 @@ def stream_config(spec: StreamSpec, *, replicas: int, max_payload_bytes: int) ->
         "max_age": 0,
         "num_replicas": replicas,
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
-        "max_msg_size": max_payload_bytes - HEADER_BUDGET_BYTES if spec.is_public else -1,
+        "max_msg_size": max_payload_bytes - HEADER_BUDGET_BYTES if spec.is_for_handlers else -1,
         "allow_direct": True,
-        "deny_delete": not spec.is_public,
+        "deny_delete": not spec.is_for_handlers,
     }
 
 

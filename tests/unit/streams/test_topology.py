@@ -60,6 +60,9 @@ def test_stream_of_subjects_is_the_one_that_has_them_all(subjects: list[str], na
         pytest.param(
             ["signals.a", "feedback.b"], "subjects: expected all in one stream, got FEEDBACK, SIGNALS", id="two-streams"
         ),
+        pytest.param(
+            ["timers.a.b", "signals.a"], "subjects: expected all in one stream, got SIGNALS, TIMERS", id="timers-too"
+        ),
         pytest.param([], "subjects: expected all in one stream, got none", id="no-subject"),
     ],
 )
@@ -75,6 +78,7 @@ def test_stream_of_subjects_without_one_home_is_a_declaration_error(subjects: li
         pytest.param("signals.nudge.due", True, id="signals"),
         pytest.param("feedback.x", True, id="feedback"),
         pytest.param("deadletters.x", False, id="dead-letters"),
+        pytest.param("timers.a.b", False, id="timers"),
         pytest.param("signals", False, id="prefix-alone"),
         pytest.param("$JS.API.STREAM.DELETE.SIGNALS", False, id="api"),
     ],
@@ -99,6 +103,15 @@ def test_stream_config_of_a_public_stream_keeps_everything() -> None:
         "allow_direct": True,
         "deny_delete": False,
     }
+
+
+def test_stream_config_of_timers_is_that_of_any_events() -> None:
+    """Handlers may not publish there, yet a dead letter of what lies there must fit as everywhere."""
+    timers, signals = (
+        stream_config(attrs.evolve(_spec(name), name="X", subjects=("x",)), replicas=1, max_payload_bytes=20_000)
+        for name in ("TIMERS", "SIGNALS")
+    )
+    assert timers == signals
 
 
 def test_stream_config_of_dead_letters_differs_in_size_and_deletion() -> None:
