@@ -86,6 +86,7 @@ class Crew:
         self.provision_error: str | None = None
         self._group: asyncio.TaskGroup | None = None
         self._firing: asyncio.Task[None] | None = None
+        self._is_stopping = False
         self._is_owner = store.is_owner
 
     def own(self) -> None:
@@ -145,6 +146,8 @@ class Crew:
     async def _work(self) -> None:
         """Creates what is missing on the server, then runs every table's worker."""
         await self._provision()
+        if self._is_stopping:  # nothing begins any more
+            return
         services = Services(
             broker=self._ship.broker,
             store=self._store,
@@ -200,10 +203,13 @@ class Crew:
     async def _drain(self, shutdown_s: float) -> None:
         log.info("stopping", extra={"fields": {"within_s": shutdown_s, "tables": [spec.table for spec in self._specs]}})
         broker, workers = self._ship.broker, self.workers.values()
+        self._is_stopping = True
         if self._firing:
             self._firing.cancel()
         try:
             async with asyncio.timeout(shutdown_s):
+                if self._firing:
+                    await asyncio.wait((self._firing,))
                 await asyncio.gather(*(worker.drain() for worker in workers))
                 await self.committer.flushed()
                 if broker.is_connected:
