@@ -1,5 +1,7 @@
 """``handlers``: what runs, on which subject, under which policy."""
 
+from collections.abc import Sequence
+
 import attrs
 import click
 
@@ -7,14 +9,20 @@ from app.cli.session import HasEnvironment, print_json, print_table
 from app.main import build
 from app.settings import Settings, load_settings
 from streams.service import consumer_specs
+from streams.subjects import Handler, SubjectTable
+from streams.ticks import Tick
 
 
 def describe_handlers(settings: Settings) -> list[dict[str, object]]:
     """One record a handler: identity, subject, stream, durable, event type, key, policy and tables."""
-    app = build(settings)
-    specs = {spec.table: spec for spec in consumer_specs(app.subject_tables, settings.nats_durable_prefix)}
+    return describe_tables(build(settings).subject_tables, settings)
+
+
+def describe_tables(tables: Sequence[SubjectTable], settings: Settings) -> list[dict[str, object]]:
+    """The records of the handlers of these tables; ``timer`` says when one fires, and is None for other events."""
+    specs = {spec.table: spec for spec in consumer_specs(tables, settings.nats_durable_prefix)}
     rows: list[dict[str, object]] = []
-    for table in app.subject_tables:
+    for table in tables:
         for handler in table.handlers:
             policy = attrs.asdict(handler.policy, value_serializer=lambda _i, _a, v: _plain(v))
             policy["max_deliver"] = handler.policy.max_deliver or settings.nats_max_deliver
@@ -26,12 +34,20 @@ def describe_handlers(settings: Settings) -> list[dict[str, object]]:
                     "durable": specs[table.name].durable,
                     "event": handler.event.__name__,
                     "fields": [field.name for field in attrs.fields(handler.event)],
-                    "key": table.key if isinstance(table.key, str) else table.key.__name__,
+                    "key": _key(table, handler),
+                    "timer": handler.timer and handler.timer.schedule,
                     "tables": [rows_table.name for rows_table in table.tables],
                     "policy": policy,
                 }
             )
     return rows
+
+
+def _key(table: SubjectTable, handler: Handler) -> str:
+    """What names the lane; a tick's lane is its name, whatever the table says."""
+    if handler.event is Tick:
+        return "name"
+    return table.key if isinstance(table.key, str) else table.key.__name__
 
 
 def _plain(value: object) -> object:

@@ -25,6 +25,7 @@ from streams.lookup import MSG_ID
 from streams.patterns import is_subject, matches
 from streams.provision import stream_info
 from streams.subjects import Handler
+from streams.ticks import TIMERS_PREFIX
 from streams.topology import STREAMS
 
 IN_FLIGHT = 256
@@ -97,6 +98,8 @@ def send(
 def _stream_of(subject: str) -> str:
     if not is_subject(subject):
         raise click.UsageError(f"SUBJECT: expected tokens parted by dots, without '*', '>' or blanks, got {subject!r}")
+    if subject.startswith(TIMERS_PREFIX):
+        raise click.UsageError(f"SUBJECT: the ticks on {subject!r} are published by the worker that owns STATE_DIR")
     for spec in STREAMS:
         if spec.is_public and any(matches(pattern, subject) for pattern in spec.subjects):
             return spec.name

@@ -4,6 +4,10 @@ import json
 
 from process_kit import invoke
 
+from app.cli.handlers import describe_tables
+from app.settings import load_settings
+from streams import Context, SubjectTable, Tick
+
 
 def test_handlers_are_a_line_each() -> None:
     """Each handler is shown with subject, stream, durable, event type and key."""
@@ -29,3 +33,20 @@ def test_handlers_in_json_have_fields_tables_and_policy() -> None:
 def test_handlers_need_no_nats() -> None:
     """The list is of the program, not of a server."""
     assert invoke("handlers", NATS_URL="").exit_code == 0
+
+
+def test_handlers_of_timers_have_their_schedule_and_their_lane() -> None:
+    """A timer is shown with its subject, the name that is its lane, and when it fires."""
+    table = SubjectTable("nights")
+
+    async def nightly(tick: Tick, ctx: Context) -> None: ...
+
+    async def often(tick: Tick, ctx: Context) -> None: ...
+
+    table.cron("0 7 * * *", tz="Europe/Berlin")(nightly)
+    table.timer(every_s=60)(often)
+    found = describe_tables([table], load_settings({}))
+    assert [(row["subject"], row["stream"], row["key"], row["timer"]) for row in found] == [
+        ("timers.nights.nightly", "TIMERS", "name", "0 7 * * * (Europe/Berlin)"),
+        ("timers.nights.often", "TIMERS", "name", "every 60 s"),
+    ]

@@ -151,6 +151,7 @@ async def test_send_ends_at_a_line_that_gets_no_answer() -> None:
     ("arguments", "words"),
     [
         (("orders.new", "{}"), "no stream takes 'orders.new'; there is signals.>"),
+        (("timers.nights.nightly", "{}"), "are published by the worker that owns STATE_DIR"),
         (("signals.*", "{}"), "SUBJECT: expected tokens"),
         (("signals.a b", "{}"), "SUBJECT: expected tokens"),
         ((SUBJECT,), "give either PAYLOAD or --file"),
@@ -158,7 +159,7 @@ async def test_send_ends_at_a_line_that_gets_no_answer() -> None:
         ((SUBJECT, "--file", "/nowhere/at/all"), "No such file"),
         ((SUBJECT, " "), "PAYLOAD: expected JSON, got nothing"),
     ],
-    ids=["no stream", "wildcard", "blank", "nothing", "both", "no file", "empty"],
+    ids=["no stream", "timer", "wildcard", "blank", "nothing", "both", "no file", "empty"],
 )
 def test_send_refuses_bad_usage(arguments: tuple[str, ...], words: str) -> None:
     """What can't be meant is exit code 2, before any connection is made."""
