@@ -15,7 +15,7 @@ from state.store import store_path
 from state.tables import Table
 from streams.context import Context
 from streams.subjects import SubjectTable
-from streams.ticks import Tick
+from streams.ticks import Tick, Timer
 
 
 @attrs.frozen(kw_only=True)
@@ -25,12 +25,12 @@ class Ticks:
     seen: tuple[dt.datetime, ...] = ()
 
 
-def clock() -> SubjectTable:
-    """A timer that fires every second and notes its instants."""
+def clock(every_s: float = 1) -> SubjectTable:
+    """A timer that notes its instants."""
     rows = Table("ticks", Ticks)
     table = SubjectTable("clock", tables=[rows])
 
-    @table.timer(every_s=1)
+    @table.timer(every_s=every_s)
     async def second(tick: Tick, ctx: Context) -> None:
         row = ctx.get(rows, tick.name) or Ticks()
         ctx.put(rows, tick.name, Ticks(seen=(*row.seen, tick.at)))
@@ -82,3 +82,35 @@ async def test_standby_fires_nothing_until_it_owns(nats_server: NatsServer, tmp_
         instants = await published(nc)
         assert instants == sorted(set(instants))
         assert len(applied(state)) == len(set(applied(state)))
+
+
+async def test_newest_missed_instant_is_made_up_for_once(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Of three instants that passed while nobody ran the last one is published, by the first of two starts."""
+    state, timer = tmp_path / "state", Timer(name="clock.second", every_s=31 * 86_400)
+    newest = timer.newest_until(dt.datetime.now(dt.UTC))
+    old = newest - 3 * dt.timedelta(days=31)
+    async with client(nats_server.url) as nc:
+        async with running_service(nats_server.url, state, []):
+            await stream_is_there(nc, "TIMERS")
+        await nc.jetstream().publish(timer.subject, msgspec.json.encode(Tick(name=timer.name, at=old)))
+        for _ in range(2):
+            async with running_service(nats_server.url, state, [clock(31 * 86_400)]) as running:
+                await wait_until(lambda: len(applied(state)) == 2)
+                await running.is_ok()
+        assert await published(nc) == [old, newest]
+        assert [dt.datetime.fromisoformat(instant) for instant in applied(state)] == [old, newest]
+
+
+async def test_services_with_a_store_each_publish_each_instant_once(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Two owners of different stores, as after a mistake, are held apart by the stream's last sequence."""
+    async with client(nats_server.url) as nc, contextlib.AsyncExitStack() as stack:
+        for name in ("one", "two"):
+            await stack.enter_async_context(running_service(nats_server.url, tmp_path / name, [clock()]))
+        await stream_is_there(nc, "TIMERS")
+
+        async def has_three() -> bool:
+            return len(await published(nc)) >= 3
+
+        await wait_until(has_three)
+        instants = await published(nc)
+        assert instants == sorted(set(instants))
