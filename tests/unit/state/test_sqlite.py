@@ -491,26 +491,3 @@ def test_note_of_a_start_outlives_an_unclean_end(path: Path) -> None:
     store = SqliteStore(path)
     assert (store.was_unclean, store.load(DURABLE).crashes, store.load("other").crashes) == (True, {7: 3}, {})
     store.close()
-
-
-def test_note_of_a_start_is_taken_back_by_the_outcome_and_by_an_orderly_end(path: Path) -> None:
-    """An outcome removes its note, and an orderly end counts no crash."""
-    store = SqliteStore(path)
-    store.note_start(DURABLE, 7, 0)
-    store.note_start(DURABLE, 8, 0)
-    store.commit([make_change(7, was_noted=True)], [], marks=[], sent=[])
-    store.end_clean()
-    store.close()
-    again = SqliteStore(path)
-    assert (again.was_unclean, dump(path)["started"]) == (False, [(DURABLE, 8, 0, "")])
-    again.close()
-
-
-def test_note_of_a_start_by_a_fenced_store_is_refused(path: Path) -> None:
-    """A store that another process has taken over notes nothing."""
-    old, new = SqliteStore(path), SqliteStore(path)
-    with pytest.raises(StoreFenced):
-        old.note_start(DURABLE, 7, 0)
-    assert dump(path)["started"] == []
-    old.close()
-    new.close()

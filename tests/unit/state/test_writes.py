@@ -7,6 +7,7 @@ import pytest
 from store_kit import commit, dump
 from streams_kit import DURABLE, make_change, make_floor, make_outbox_row, make_parked, ts_of
 
+from models.errors import StoreFenced
 from state.sqlite import SqliteReader, SqliteStore
 from state.store import DeadLetter, Failure, Loaded, ParkedLane, Started, Tried
 
@@ -144,3 +145,26 @@ def test_dead_letter_waits_while_its_message_is_parked(path: Path) -> None:
     applied = store.fetch_dead(DURABLE, 5)
     assert applied and (applied.state, applied.is_waiting, applied.note) == ("applied", False, "")
     store.close()
+
+
+def test_note_of_a_start_by_a_fenced_store_is_refused(path: Path) -> None:
+    """A store that another process has taken over notes nothing."""
+    old, new = SqliteStore(path), SqliteStore(path)
+    with pytest.raises(StoreFenced):
+        old.note_start(DURABLE, 7, 0)
+    assert dump(path)["started"] == []
+    old.close()
+    new.close()
+
+
+def test_note_of_a_start_is_taken_back_by_the_outcome_and_by_an_orderly_end(path: Path) -> None:
+    """An outcome removes its note, and an orderly end counts no crash."""
+    store = SqliteStore(path)
+    store.note_start(DURABLE, 7, 0)
+    store.note_start(DURABLE, 8, 0)
+    store.commit([make_change(7, was_noted=True)], [], marks=[], sent=[])
+    store.end_clean()
+    store.close()
+    again = SqliteStore(path)
+    assert (again.was_unclean, dump(path)["started"]) == (False, [(DURABLE, 8, 0, "")])
+    again.close()
