@@ -348,3 +348,38 @@ async def test_event_that_somebody_else_answers_is_published_all_the_same(
         await wait_until(lambda: bool(running.service._owned and not running.service._owned.outbox.unsent_count))
         assert await count_of(nc, "FEEDBACK", "feedback.echo") == 5
         assert not running.task.done()
+
+
+async def test_parked_message_whose_handler_was_removed_becomes_a_dead_letter(
+    nats_server: NatsServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its key is not blocked: later messages of it are applied, and the log quotes nothing that a user wrote."""
+    state = tmp_path / "state"
+
+    async def wait(event: Step, ctx: Context) -> None:
+        raise Retry("hunter2", delay_s=0.2)
+
+    both = step_table()
+    both.on("signals.gone", policy=Policy(backoff_s=(0.05,)))(named_gone(wait))
+    async with client(nats_server.url) as nc:
+        async with running_service(nats_server.url, state, [both]) as running:
+            await stream_is_there(nc, "DEAD_LETTERS")
+            await publish(nc, [payload("user0", 7)], subject="signals.gone")
+            await wait_until(lambda: running.consumer().parked == 1)
+        assert "hunter2" not in str([record.__dict__.get("fields") for record in caplog.records])
+        async with running_service(nats_server.url, state, [step_table()]) as running:
+            await publish(nc, payloads(1, 3))
+            await rows_become(state, expected(1, 3))
+            await wait_until(lambda: running.consumer().parked == 0)
+            await all_acked(nc)
+            letter = await nc.jetstream().get_last_msg("DEAD_LETTERS", "deadletters.SIGNALS.steps.removed.1")
+            assert (letter.headers or {})["Tipstream-Error"] == "PayloadError: no handler takes 'signals.gone' any more"
+
+
+def named_gone(function: Behaviour) -> Behaviour:
+    """The function as a handler named ``gone``."""
+
+    async def gone(event: Step, ctx: Context) -> None:
+        await function(event, ctx)
+
+    return gone

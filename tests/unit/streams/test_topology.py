@@ -176,6 +176,8 @@ def test_differences_know_the_single_filter() -> None:
         pytest.param("max_deliver", 5, id="limit"),
         pytest.param("inactive_threshold", 7, id="set-where-empty-is-declared"),
         pytest.param("ack_policy", None, id="missing"),
+        pytest.param("backoff", [30_000_000_000], id="backoff"),
+        pytest.param("headers_only", True, id="headers-only"),
         pytest.param("filter_subjects", ["signals.a"], id="fewer-filters"),
         pytest.param("filter_subjects", None, id="no-filter"),
         pytest.param("metadata", None, id="no-metadata"),

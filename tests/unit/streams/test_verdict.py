@@ -166,3 +166,20 @@ def test_describe_is_bounded_text(words: str) -> None:
     """Whatever an error says, the text has at most 500 characters, no line end, and is valid UTF-8."""
     text = describe(ValueError(words))
     assert len(text.encode()) and len(text) <= 500 and len(text.splitlines()) == 1
+
+
+class RateLimited(Retry):
+    """A plugin's own Retry, which does not call its parent."""
+
+    def __init__(self, delay_s: object = None) -> None:
+        if delay_s is not None:
+            self.delay_s = delay_s  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("delay_s", [None, "soon", -1, True, float("nan")], ids=repr)
+def test_retry_of_a_class_of_its_own_takes_the_backoff(delay_s: object) -> None:
+    """A subclass without a sensible delay waits as the policy says, instead of ending the worker."""
+    policy = Policy(backoff_s=(4,))
+    verdict = decide(RateLimited(delay_s), History(), policy, max_deliver=5, rng=random.Random(1))
+    assert (verdict.kind, verdict.is_failure) == ("parked", False)
+    assert 3 <= verdict.delay_s <= 5  # 4 s, give or take a quarter

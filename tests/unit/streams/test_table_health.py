@@ -1,0 +1,72 @@
+"""streams/table_health.py: for how long messages have waited while nothing happened."""
+
+import time
+from typing import Any
+
+import attrs
+import pytest
+from streams_kit import DURABLE, make_item
+
+from streams.outcomes import Hand
+from streams.stats import TableStats
+from streams.table_health import Limits, TableHealth
+
+
+@attrs.define
+class Attach:
+    """Stands in the consumer's place: when it attached."""
+
+    attached_at: float = 0.0
+
+
+@attrs.define
+class Unsent:
+    """Stands in the outbox's place."""
+
+    is_full: bool = False
+    unsent_count: int = 0
+
+
+def health_of(hand: Hand, *, outbox: Any = None) -> TableHealth:
+    """The health of a worker with this hand."""
+    limits = Limits(max_deliver=5, parked_max=10)
+    return TableHealth(hand, limits, outbox or Unsent(), slots=None, consumer=Attach())  # type: ignore[arg-type]
+
+
+def new_hand() -> Hand:
+    """A hand that has done nothing yet."""
+    return Hand(durable=DURABLE, stats=TableStats([]))
+
+
+def test_first_message_after_a_quiet_hour_has_waited_no_hour() -> None:
+    """Idleness counts from the moment at which something came to empty hands, not from the last outcome."""
+    hand = new_hand()
+    hand.stats.last_outcome_at = time.monotonic() - 3600
+    hand.held.add(make_item(1))
+    assert health_of(hand).idle_s(quiet_at=0.0) < 60
+    hand.held.since -= 90
+    hand.held.add(make_item(2))  # more of them change nothing
+    assert 90 <= health_of(hand).idle_s(quiet_at=0.0) < 150
+
+
+def test_messages_that_wait_on_the_server_count_from_its_last_quiet_look() -> None:
+    """With empty hands the time since the server had nothing counts; an outcome or an attach starts it anew."""
+    hand, now = new_hand(), time.monotonic()
+    assert 5 <= health_of(hand).idle_s(quiet_at=now - 5) < 60
+    hand.stats.last_outcome_at = now - 1
+    assert 1 <= health_of(hand).idle_s(quiet_at=now - 50) < 45
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "outbox", "said"),
+    [
+        pytest.param(10, Unsent(), "10 messages are parked (PARKED_MAX=10)", id="parked"),
+        pytest.param(0, Unsent(is_full=True, unsent_count=7), "7 events wait to be published", id="outbox"),
+        pytest.param(9, Unsent(), None, id="neither"),
+    ],
+)
+def test_intake_stops_when_too_much_waits(elsewhere: int, outbox: Unsent, said: str | None) -> None:
+    """Whatever waits too long elsewhere stops the intake, and is named."""
+    hand = new_hand()
+    hand.parked_elsewhere = elsewhere
+    assert health_of(hand, outbox=outbox).intake_stopped == said
