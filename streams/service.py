@@ -1,7 +1,8 @@
 """The streams side of one process: owner or standby, its workers, and what /health shows of them.
 
-One process at a time owns STATE_DIR: whoever holds the lock on ``owner.lock`` opens the store, attaches the durables
-and runs the handlers. Others stand by, answer HTTP, and try the lock five times a second.
+One process at a time owns STATE_DIR: whoever holds the lock on ``owner.lock`` fences the store, attaches the ordered
+durables and runs their handlers. Others stand by, answer HTTP, and try the lock five times a second. The tables without
+order are served by all of them; streams/crew.py runs either kind.
 """
 
 import asyncio

@@ -75,9 +75,14 @@ class TableHealth:
             handlers=handlers,
         )
 
-    def _lag_s(self, pending: int, idle_s: float) -> float:
-        """The age of the oldest message in hand; without one, how long nothing happened while some wait."""
+    def _lag_s(self, pending: int, idle_s: float) -> float | None:
+        """The age of the oldest message in hand; without one, how long nothing happened while some wait.
+
+        Of messages that wait for a durable that was never attached nothing is known: None.
+        """
         oldest = next(iter(self._hand.held), None)
         if oldest is not None:
             return round(max(0.0, time.time() - oldest.ts / 1e9), 3)
+        if pending and not self._consumer.attached_at:
+            return None
         return round(idle_s, 3) if pending else 0.0

@@ -39,7 +39,7 @@ TICK_S = 0.1
 
 
 class TableWorker:
-    """The worker of one subject table, in the process that owns the store."""
+    """The worker of one subject table: in the process that owns the store, or, without order, in every process."""
 
     def __init__(self, table: SubjectTable, spec: ConsumerSpec, services: Services, limits: Limits) -> None:
         self.table, self.spec = table, spec

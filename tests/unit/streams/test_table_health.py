@@ -7,6 +7,7 @@ import attrs
 import pytest
 from streams_kit import DURABLE, make_item
 
+from streams.health import ConsumerHealth
 from streams.outcomes import Hand
 from streams.stats import TableStats
 from streams.table_health import Limits, TableHealth
@@ -55,6 +56,24 @@ def test_messages_that_wait_on_the_server_count_from_its_last_quiet_look() -> No
     assert 5 <= health_of(hand).idle_s(quiet_at=now - 5) < 60
     hand.stats.last_outcome_at = now - 1
     assert 1 <= health_of(hand).idle_s(quiet_at=now - 50) < 45
+
+
+@pytest.mark.parametrize(
+    ("attached_at", "pending", "lag_s"),
+    [
+        pytest.param(0.0, 5, None, id="never-attached"),
+        pytest.param(1.0, 5, 7.0, id="attached"),
+        pytest.param(0.0, 0, 0.0, id="nothing-waits"),
+    ],
+)
+def test_lag_of_a_durable_that_was_never_attached_is_unknown(
+    attached_at: float, pending: int, lag_s: float | None
+) -> None:
+    """How long nothing happened says nothing before the first attach."""
+    limits = Limits(max_deliver=5, parked_max=10)
+    consumer: Any = Attach(attached_at)
+    health = TableHealth(new_hand(), limits, Unsent(), slots=None, consumer=consumer)  # type: ignore[arg-type]
+    assert health.describe(ConsumerHealth(pending=pending), 7.0).lag_s == lag_s
 
 
 @pytest.mark.parametrize(
