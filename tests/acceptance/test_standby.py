@@ -1,9 +1,10 @@
 """Two workers on one STATE_DIR: the second stands by, tells when the first has stopped moving, and takes over."""
 
 import signal
+import sqlite3
 from pathlib import Path
 
-from harness import NatsServer
+from harness import NatsServer, wait_until
 from process_kit import DURABLES, Worker, publish, rewarded
 
 from state.sqlite import SqliteReader, SqliteStore
@@ -58,11 +59,26 @@ async def test_frozen_owner_is_told_by_the_standby_until_somebody_ends_it(
         assert await two.reward_count() == 50
 
 
+def freezes_between_commits(worker: Worker, state: Path) -> bool:
+    """Freezes a worker; lets it go on when that was in the middle of a commit, which keeps the database locked."""
+    worker.signal(signal.SIGSTOP)
+    connection = sqlite3.connect(store_path(state), isolation_level=None, timeout=0.1)
+    try:
+        connection.execute("begin immediate")
+        connection.execute("rollback")
+    except sqlite3.OperationalError:
+        worker.signal(signal.SIGCONT)
+        return False
+    finally:
+        connection.close()
+    return True
+
+
 async def test_owner_that_was_taken_over_in_its_sleep_commits_nothing(tmp_path: Path, nats_server: NatsServer) -> None:
     """Whatever has opened the store meanwhile, an owner that wakes up writes nothing more, says why, and ends."""
     with Worker(tmp_path, NATS_URL=nats_server.url, STATE_DIR=str(tmp_path / "state"), HTTP_PORT="0") as one:
         await one.consume()
-        one.signal(signal.SIGSTOP)
+        await wait_until(lambda: freezes_between_commits(one, tmp_path / "state"), what="frozen outside a commit")
         SqliteStore(store_path(tmp_path / "state")).close()  # the next owner's epoch
         await publish(one.nats, "feedback.tip.rewarded", [rewarded(n) for n in range(50)])
         one.signal(signal.SIGCONT)
