@@ -13,6 +13,7 @@ import click
 from app.cli.audit import audit
 from app.cli.deadletters import deadletters
 from app.cli.handlers import handlers
+from app.cli.new import new
 from app.cli.send import send
 from app.cli.settings import settings
 from app.cli.state import state
@@ -34,7 +35,7 @@ def cli() -> None:
     """Reacts to events on NATS JetStream with exactly-once effects, and answers over HTTP."""
 
 
-for _command in (worker, handlers, send, state, streams, deadletters, audit, settings):
+for _command in (worker, handlers, new, send, state, streams, deadletters, audit, settings):
     cli.add_command(_command)
 
 

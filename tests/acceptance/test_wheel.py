@@ -66,10 +66,10 @@ def test_wheel_asks_for_what_is_declared(wheel: Path) -> None:
     """An install without extras brings the runtime's dependencies, in the declared ranges."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(ROOT / "setup.cfg")
-    declared = re.findall(r"^([a-z-]+)", parser["options"]["install_requires"], re.MULTILINE)
+    declared = re.findall(r"^([a-z0-9-]+)", parser["options"]["install_requires"], re.MULTILINE)
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
-    required = re.findall(r"^Requires-Dist: ([a-z-]+)(?!.*extra ==)", metadata, re.MULTILINE)
+    required = re.findall(r"^Requires-Dist: ([a-z0-9-]+)(?!.*extra ==)", metadata, re.MULTILINE)
     assert sorted(required) == sorted(declared)
 
 

@@ -60,7 +60,15 @@ def test_main_refuses_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("worker",), ("handlers",), ("send", "signals.a", "{}"), ("state", "list"), ("streams", "plan"), ("settings",)],
+    [
+        ("worker",),
+        ("handlers",),
+        ("new", "handler", "signals.a"),
+        ("send", "signals.a", "{}"),
+        ("state", "list"),
+        ("streams", "plan"),
+        ("settings",),
+    ],
     ids=lambda arguments: arguments[0],
 )
 def test_commands_refuse_a_bad_setting(arguments: tuple[str, ...]) -> None:
