@@ -76,6 +76,8 @@ class Worker:
         settings: environment variables.
     """
 
+    arguments: tuple[str, ...] = ("worker",)
+
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.settings = {"LOG_FORMAT": "json"} | settings
@@ -125,7 +127,7 @@ class Worker:
         """Starts the process and does not wait for anything."""
         self.logs, self.noise, self.http = [], [], ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", "worker"],
+            [sys.executable, "-m", "app", *self.arguments],
             cwd=self.folder,
             env=self.env,
             stdin=subprocess.DEVNULL,

@@ -86,8 +86,13 @@ def test_setup_cfg_marks_every_package_as_typed() -> None:
 
 @pytest.mark.parametrize(
     ("section", "key"),
-    [("options", "install_requires"), ("options.extras_require", "dev"), ("options.extras_require", "bench")],
-    ids=["runtime", "dev", "bench"],
+    [
+        ("options", "install_requires"),
+        ("options.extras_require", "dev"),
+        ("options.extras_require", "reload"),
+        ("options.extras_require", "bench"),
+    ],
+    ids=["runtime", "dev", "reload", "bench"],
 )
 def test_setup_cfg_bounds_every_dependency(section: str, key: str) -> None:
     """Each dependency has a lowest and a highest version, so that an install next year is still this one."""
