@@ -25,6 +25,7 @@ RUN python -c "import configparser as c; p = c.ConfigParser(); p.read('setup.cfg
 COPY app app
 COPY streams streams
 COPY state state
+COPY prompts prompts
 COPY models models
 RUN pip wheel --no-deps --wheel-dir /wheels . \
     && /opt/tipstream/bin/pip install --no-deps /wheels/*.whl

@@ -48,7 +48,7 @@ bench: $(VENV)/.bench
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -f .coverage .coverage.*
-	find app streams state models tests -name __pycache__ -prune -exec rm -rf {} +
+	find app streams state prompts models tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.made: | check
 	@"$(PYTHON)" -m venv $(VENV)

@@ -20,7 +20,7 @@ from models.errors import DeclarationError
 
 log = logging.getLogger(__name__)
 
-OURS = ("app", "streams", "state", "models")
+OURS = ("app", "streams", "state", "prompts", "models")
 ENDINGS = (".py", ".j2")
 PLUGIN_GROUP = "tipstream.plugins"
 Watch = Callable[..., AsyncIterator[Set[tuple[object, str]]]]

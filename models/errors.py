@@ -18,6 +18,7 @@ The tree, three levels deep at most::
     │   ├── ServerMissing       there is no nats-server program to start
     │   ├── ApiError            JetStream answered with an error
     │   └── AttachRefused       a consumer may not be used: identity or data loss
+    ├── PromptError             a prompt can't be rendered with what was given
     └── RequestError            an HTTP request can't be answered as asked
 
 Facts are attributes; the message is made from them. Errors of libraries are translated at the edge that meets them,
@@ -150,6 +151,20 @@ class ApiError(BrokerError):
 
 class AttachRefused(BrokerError):
     """A durable consumer may not be used by this store; a person decides what happens next."""
+
+
+class PromptError(AppError):
+    """A prompt variant can't be rendered with what was given: give what the message names.
+
+    Args:
+        version: the variant's.
+        problem: the variable or the line, and what is wrong.
+    """
+
+    def __init__(self, version: str, problem: str) -> None:
+        super().__init__(f"prompt {version}: {problem}")
+        self.version = version
+        self.problem = problem
 
 
 class RequestError(AppError):

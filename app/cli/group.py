@@ -14,6 +14,7 @@ from app.cli.audit import audit
 from app.cli.deadletters import deadletters
 from app.cli.handlers import handlers
 from app.cli.new import new
+from app.cli.prompts import prompts
 from app.cli.send import send
 from app.cli.settings import settings
 from app.cli.state import state
@@ -35,7 +36,7 @@ def cli() -> None:
     """Reacts to events on NATS JetStream with exactly-once effects, and answers over HTTP."""
 
 
-for _command in (worker, handlers, new, send, state, streams, deadletters, audit, settings):
+for _command in (worker, handlers, new, send, state, streams, deadletters, audit, prompts, settings):
     cli.add_command(_command)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOPS = ("app", "streams", "state", "models")
+TOPS = ("app", "streams", "state", "prompts", "models")
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -177,7 +177,7 @@ def test_watched_are_our_packages_and_the_plugins(tmp_path: Path, monkeypatch: p
     (tmp_path / "alone.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(tmp_path)
     found = watched_for(["packed.inner", "alone", "sys", "missing_plugin", ".x"])
-    assert {folder.name for folder in found.folders} == {"app", "streams", "state", "models", "packed"}
+    assert {folder.name for folder in found.folders} == {"app", "streams", "state", "prompts", "models", "packed"}
     assert found.files == {tmp_path / "alone.py"}
 
 

@@ -67,6 +67,7 @@ def test_main_refuses_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> 
         ("send", "signals.a", "{}"),
         ("state", "list"),
         ("streams", "plan"),
+        ("prompts", "list"),
         ("settings",),
     ],
     ids=lambda arguments: arguments[0],

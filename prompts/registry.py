@@ -1,0 +1,282 @@
+"""Prompt variants: one ``.j2`` file each, loaded and checked as a whole, rendered in a sandbox.
+
+A file has three parts: YAML between two lines of ``---`` that says what the variant is, the system message, and after
+a line ``--- user`` the user message. Both are Jinja2; they may use the variables that are declared, and nothing else of
+the process. What fills a variable is data: it is printed, never read as a template, so it can't leave its place.
+
+Nothing is sent anywhere from here, and no version is chosen. A new variant is a new file, which changes no caller.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import attrs
+import jinja2
+import jinja2.meta
+import jinja2.nodes
+import jinja2.sandbox
+import msgspec
+import yaml
+
+from models.codec import between, describe_error, filled
+from models.errors import DeclarationError, PromptError
+
+SHIPPED = Path(__file__).parent / "templates"
+FENCE = "---"
+USER_MARK = "--- user"
+
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_WORDS = frozenset({"and", "else", "false", "if", "in", "is", "loop", "none", "not", "or", "self", "true"})
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_OTHER_FILES = (jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Extends)
+
+
+@attrs.frozen(kw_only=True)
+class Hints:
+    """What a model is asked with; None leaves it to the gateway. ``max_tokens`` counts those of the answer."""
+
+    temperature: float | None = attrs.field(default=None, validator=between(0, 2))
+    max_tokens: int | None = attrs.field(default=None, validator=between(1, 100_000))
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What an answer may be: longer ones are not shown. Characters are those of Unicode; None is no limit."""
+
+    max_chars: int = attrs.field(validator=between(1, 100_000))
+    max_lines: int | None = attrs.field(default=None, validator=between(1, 1000))
+
+
+@attrs.frozen(kw_only=True)
+class Messages:
+    """What a model is sent."""
+
+    system: str
+    user: str
+
+
+@attrs.frozen(kw_only=True)
+class Variant:
+    """One version of the prompt.
+
+    Args:
+        variables: what each variable means, by its name.
+        content_hash: twelve hexadecimal digits of the SHA-256 of the file.
+    """
+
+    version: str
+    purpose: str
+    variables: Mapping[str, str]
+    hints: Hints
+    limits: Limits
+    content_hash: str
+    file: Path
+    _system: jinja2.Template = attrs.field(repr=False, eq=False)
+    _user: jinja2.Template = attrs.field(repr=False, eq=False)
+
+    def render(self, context: Mapping[str, object]) -> Messages:
+        """Fills in the variables; more than the declared ones may be given and are ignored.
+
+        Raises:
+            PromptError: a variable is missing, or its value is not of the kind that the template needs.
+        """
+        missing = [name for name in self.variables if name not in context]
+        if missing:
+            raise PromptError(self.version, f"variable {missing[0]!r}: missing")
+        given = {name: context[name] for name in self.variables}
+        return Messages(system=self._fill(self._system, given), user=self._fill(self._user, given))
+
+    def _fill(self, template: jinja2.Template, given: Mapping[str, object]) -> str:
+        try:
+            text = template.render(given).strip()
+            text.encode()  # a lone surrogate can't be sent
+            return text
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == template.filename]
+            where = f"{self.file.name}:{lines[-1]}: " if lines else ""
+            raise PromptError(self.version, f"{where}{error}") from error
+
+
+def load_variants(folders: Sequence[Path]) -> Mapping[str, Variant]:
+    """Loads every ``.j2`` file of some folders, by version, in the order of the folders and then of the names.
+
+    Raises:
+        DeclarationError: a folder or a file can't be used; names the file, and the key or the line.
+    """
+    found: dict[str, Variant] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise DeclarationError(f"prompts {folder}", "expected a folder with .j2 files")
+        for file in sorted(folder.glob("*.j2")):
+            variant = load_variant(file)
+            if other := found.get(variant.version):
+                _refuse(file, f"version: {variant.version!r} is that of {other.file} already")
+            found[variant.version] = variant
+    return found
+
+
+def load_variant(file: Path) -> Variant:
+    """Loads one file.
+
+    Raises:
+        DeclarationError: it can't be used; names the file, and the key or the line.
+    """
+    try:
+        content = file.read_bytes()
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+    except OSError as error:
+        _refuse(file, f"can't be read ({error.strerror})")
+    except UnicodeDecodeError:
+        _refuse(file, "expected UTF-8")
+    front, system, user = _parts(file, text)
+    facts = _facts(file, front)
+    _check_facts(file, facts)
+    return Variant(
+        version=facts.version,
+        purpose=facts.purpose,
+        variables=facts.variables,
+        hints=facts.hints,
+        limits=facts.limits,
+        content_hash=hashlib.sha256(content).hexdigest()[:12],
+        file=file,
+        system=_compiled(file, system, facts.variables),
+        user=_compiled(file, user, facts.variables),
+    )
+
+
+@attrs.frozen(kw_only=True)
+class _Facts:
+    """The front matter."""
+
+    version: str
+    purpose: str = attrs.field(validator=filled)
+    variables: dict[str, str]
+    limits: Limits
+    hints: Hints = attrs.field(factory=Hints)
+
+
+def _refuse(file: Path, problem: str, *, line: int | None = None) -> NoReturn:
+    raise DeclarationError(f"prompt {file}" + (f":{line}" if line else ""), problem)
+
+
+def _parts(file: Path, text: str) -> tuple[str, str, str]:
+    """Front matter, system and user message; blank lines stand before each, so that line numbers are the file's."""
+    lines = [line.rstrip() for line in text.split("\n")]
+    if lines[0] != FENCE:
+        _refuse(file, f"expected a line {FENCE!r}, and YAML up to a second one", line=1)
+    if FENCE not in lines[1:]:
+        _refuse(file, f"the YAML has no end: expected a second line {FENCE!r}", line=1)
+    end = lines.index(FENCE, 1)
+    marks = [number for number, line in enumerate(lines) if line == USER_MARK and number > end]
+    if len(marks) != 1:
+        problem = f"expected one line {USER_MARK!r} between the two messages, got {len(marks) or 'none'}"
+        _refuse(file, problem, line=marks[-1] + 1 if marks else None)
+    raw = text.split("\n")
+    spans = {"YAML": (1, end), "system message": (end + 1, marks[0]), "user message": (marks[0] + 1, len(raw))}
+    parts = {name: "\n" * start + "\n".join(raw[start:stop]) for name, (start, stop) in spans.items()}
+    for name, part in parts.items():
+        if not part.strip():
+            _refuse(file, f"the {name} is empty", line=spans[name][0] + 1)
+    front, system, user = parts.values()
+    return front, system, user
+
+
+def _facts(file: Path, front: str) -> _Facts:
+    """Reads the front matter; each problem is told with the line of its key."""
+    try:
+        node = yaml.compose(front, yaml.SafeLoader)
+        data = yaml.safe_load(front)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        _refuse(file, f"not valid YAML ({error.problem})", line=mark.line + 1 if mark else None)
+    except (yaml.YAMLError, ValueError) as error:  # a character, or a date, that can't be
+        _refuse(file, f"not valid YAML ({' '.join(str(error).split())})")
+    if not isinstance(data, dict):
+        _refuse(file, f"expected keys and values, got {data!r}", line=2)
+    lines = dict(_key_lines(file, node))
+    for problem, key in _unknown_keys(data):
+        _refuse(file, problem, line=lines.get(key))
+    try:
+        return msgspec.convert(data, _Facts)
+    except msgspec.ValidationError as error:
+        problem = describe_error(error)
+        _refuse(file, problem, line=_nearest(lines, problem.partition(":")[0]))
+
+
+def _key_lines(file: Path, node: Any, path: str = "") -> Iterator[tuple[str, int]]:
+    """The line of each key, also of those inside of others, by its path; one that comes twice is refused."""
+    seen = set()
+    for key, value in node.value:
+        name, line = f"{path}{key.value}", key.start_mark.line + 1
+        if name in seen:
+            _refuse(file, f"{name}: the key comes twice", line=line)
+        seen.add(name)
+        yield name, line
+        if isinstance(value, yaml.MappingNode):
+            yield from _key_lines(file, value, f"{name}.")
+
+
+def _nearest(lines: Mapping[str, int], path: str) -> int | None:
+    """The line of a key, or of the one that it is missing in."""
+    while path not in lines and path:
+        path = path.rpartition(".")[0]
+    return lines.get(path)
+
+
+def _unknown_keys(data: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with a key, and its path."""
+    parts: list[tuple[str, Any, type]] = [("", data, _Facts)]
+    parts += [("hints.", data.get("hints"), Hints), ("limits.", data.get("limits"), Limits)]
+    for path, part, cls in parts:
+        known = [field.name for field in attrs.fields(cls)]
+        for key in part if isinstance(part, dict) else ():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+                yield f"{path}{key}: unknown key, {hint}", f"{path}{key}"
+
+
+def _check_facts(file: Path, facts: _Facts) -> None:
+    if not _VERSION.fullmatch(facts.version):
+        _refuse(file, f"version: expected {_VERSION.pattern}, got {facts.version!r}")
+    for name in facts.variables:
+        if not _NAME.fullmatch(name) or name in _WORDS:
+            _refuse(file, f"variables: expected {_NAME.pattern} and no word of Jinja2, got {name!r}")
+
+
+def _compiled(file: Path, source: str, variables: Iterable[str]) -> jinja2.Template:
+    """Compiles one message."""
+    environment = _environment()
+    try:
+        tree = environment.parse(source)
+        code = environment.compile(source, filename=str(file))
+    except jinja2.TemplateSyntaxError as error:
+        _refuse(file, str(error.message), line=error.lineno)
+    for node in tree.find_all(_OTHER_FILES):
+        _refuse(file, f"a variant is one file: {type(node).__name__.lower()} can't be used", line=node.lineno)
+    for name in sorted(jinja2.meta.find_undeclared_variables(tree) - set(variables)):
+        lines = [node.lineno for node in tree.find_all(jinja2.nodes.Name) if node.name == name]
+        _refuse(file, f"variable {name!r} is used and not declared under variables", line=min(lines, default=None))
+    return jinja2.Template.from_code(environment, code, environment.globals)
+
+
+def _environment() -> jinja2.Environment:
+    """A sandbox without globals; ``json`` prints a value so that it stays on its line, whatever it holds."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.clear()
+    environment.filters["json"] = _json
+    return environment
+
+
+def _json(value: object) -> str:
+    """JSON without anything that ends a line, or that UTF-8 can't hold."""
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
