@@ -3,7 +3,7 @@
 applied, dead-lettered, pending (on the server or parked), skipped (below the first sequence that its subject is read
 from); whatever is in none of them, and should be, is a gap. What the stream dropped unread, or lost, is reported too.
 The stream's end is read first and the store after it, so that a worker may go on meanwhile. The decisions are functions
-without I/O; streams/audit_sources.py reads the store and the server.
+without I/O; streams/moment.py reads the store, streams/reading.py the stream.
 """
 
 import asyncio
@@ -17,11 +17,13 @@ import attrs
 
 from models.errors import AttachRefused
 from state import ledger
-from streams.audit_sources import Known, matching, read_known, stored_letters
+from streams.audit_sources import stored_letters
 from streams.broker import Broker
+from streams.moment import Known, read_known
 from streams.patterns import matches
 from streams.position import check_stream
 from streams.provision import check_identity, consumer_info, stream_info
+from streams.reading import read_messages
 from streams.topology import DEAD_LETTER_PREFIX, ConsumerSpec
 
 RANGES_SHOWN = 100
@@ -227,11 +229,12 @@ async def _audit(broker: Broker, path: Path, spec: ConsumerSpec, first_seq: int,
     if spec.is_shared and server and known.floor_seq is not None and not _is_foreign(spec, known, server):
         known = attrs.evolve(known, floor_seq=max(known.floor_seq, server["ack_floor"]["stream_seq"]))
     rest = Rest(known, first_seq, last)
-    async with contextlib.aclosing(matching(broker, spec.stream, spec.subjects, first_seq, last)) as found:
-        async for seq, subject in found:
-            report.note(seq, classify(seq, subject, known))
-            report.waiting_count += seq in known.waiting
-            rest.meet(seq)
+    matching = read_messages(broker, spec.stream, spec.subjects, first_seq, last, headers_only=True)
+    async with contextlib.aclosing(matching) as found:
+        async for message in found:
+            report.note(message.seq, classify(message.seq, message.subject, known))
+            report.waiting_count += message.seq in known.waiting
+            rest.meet(message.seq)
     if report.counts["skipped"]:
         report.read_from = {subject: seq for subject, seq in known.since.items() if seq > first_seq}
     await _follow_rest(broker, spec, known, rest, report)
@@ -271,11 +274,13 @@ async def _follow_rest(broker: Broker, spec: ConsumerSpec, known: Known, rest: R
     if first is None:
         return
     last, strange = max(rest.seqs()), Ranges()
-    async with contextlib.aclosing(matching(broker, spec.stream, (), first, last)) as found:
-        async for seq, subject in found:
-            is_ours = any(matches(pattern, subject) for pattern in known.since)  # a handler that is no longer there
-            if rest.meet(seq) and not is_ours:
-                strange.add(seq, seq)
+    every = read_messages(broker, spec.stream, (), first, last, headers_only=True)
+    async with contextlib.aclosing(every) as found:
+        async for message in found:
+            # a pattern that is no longer there belonged to a handler that was removed
+            is_ours = any(matches(pattern, message.subject) for pattern in known.since)
+            if rest.meet(message.seq) and not is_ours:
+                strange.add(message.seq, message.seq)
     if strange.count:
         report.problems.append(f"{strange.count} messages have an outcome and don't match the table: {strange}")
     report.removed = rest.count()

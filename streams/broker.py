@@ -7,6 +7,7 @@ Callbacks given to nats-py never raise and never block, for an error in one woul
 """
 
 import asyncio
+import collections
 import json
 import logging
 import random
@@ -44,6 +45,7 @@ WATCH_INTERVAL_S = 1.0
 FAILURES_BEFORE_RECONNECT = 2
 DRAIN_S = 2.0
 READ_BATCH_COUNT = 500
+NO_HEADERS: Mapping[str, str] = {}
 
 
 @attrs.frozen(kw_only=True)
@@ -375,27 +377,35 @@ class Broker:
         Raises:
             BrokerUnavailable: nothing came for ``silent_s`` seconds.
         """
-        queue: asyncio.Queue[tuple[Message, Mapping[str, str]] | None] = asyncio.Queue(READ_BATCH_COUNT + 1)
+        found: collections.deque[tuple[Message, Mapping[str, str]] | None] = collections.deque()
+        arrived = asyncio.Event()
 
         async def receive(message: Msg) -> None:
             is_delivery = message.reply.startswith(ACK_PREFIX)
-            found = parse_delivery(message.subject, message.data, message.reply) if is_delivery else None
-            queue.put_nowait((found, message.headers or {}) if found else None)
+            delivery = parse_delivery(message.subject, message.data, message.reply) if is_delivery else None
+            found.append((delivery, message.headers or NO_HEADERS) if delivery else None)
+            arrived.set()
 
         self._refuse_once_closed("can't read")
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(inbox, cb=receive, pending_bytes_limit=-1)
+        given = asked = 0
         try:
-            while count:
-                batch = min(count, READ_BATCH_COUNT)
-                request = json.dumps({"batch": batch, "expires": int(silent_s * 1e9)}).encode()
-                await self.send(f"{API_PREFIX}CONSUMER.MSG.NEXT.{stream}.{consumer}", request, reply=inbox)
-                for _ in range(batch):
-                    answer = await asyncio.wait_for(queue.get(), silent_s)
-                    if answer is None:
-                        raise BrokerUnavailable(f"stream {stream} could not be read to its end")
-                    yield answer
-                count -= batch
+            while given < count:
+                if asked < count and asked - given <= READ_BATCH_COUNT // 2:
+                    batch = min(count - asked, READ_BATCH_COUNT)
+                    request = json.dumps({"batch": batch, "expires": int(silent_s * 1e9)}).encode()
+                    await self.send(f"{API_PREFIX}CONSUMER.MSG.NEXT.{stream}.{consumer}", request, reply=inbox)
+                    asked += batch
+                if not found:
+                    arrived.clear()
+                    async with asyncio.timeout(silent_s):
+                        await arrived.wait()
+                answer = found.popleft()
+                if answer is None:
+                    raise BrokerUnavailable(f"stream {stream} could not be read to its end")
+                given += 1
+                yield answer
         except TimeoutError as error:
             raise BrokerUnavailable(f"stream {stream} could not be read within {silent_s:g} s") from error
         finally:

@@ -41,6 +41,7 @@ class Scope:
         name: the subject table's name, for errors.
         tables: the row tables that they own, by name.
         fetch: reads a committed row as JSON.
+        peek: reads a row beyond the lane's own; a replay gives what was kept with the message.
         waiting: rows that lanes have written and no commit has made real yet; None stands for a deleted one.
         publishable: tells whether a subject lies in a stream that handlers may publish to.
         max_payload_bytes: the largest payload that JetStream takes.
@@ -52,6 +53,7 @@ class Scope:
     waiting: Rows
     publishable: Callable[[str], bool]
     max_payload_bytes: Callable[[], int]
+    peek: Callable[[str, str], bytes | None] = attrs.field(default=attrs.Factory(lambda scope: scope.fetch, True))
 
 
 @attrs.define
@@ -123,7 +125,7 @@ class Context:
         written = self._scope.waiting.get(place)
         if written is not None:
             return typing.cast(RowT | None, written.row)
-        return self._decoded(table, self._fetch(table, key, "get"), "get")
+        return self._decoded(table, self._read(self._scope.fetch, table, key, "get"), "get")
 
     def peek(self, table: Table[RowT], key: str) -> RowT | None:
         """Reads a committed row of any table and key; what was read is kept with the message, for a replay to use.
@@ -134,13 +136,14 @@ class Context:
             Retry: the row can't be read, or does not fit its class; this message is not to blame.
         """
         key.encode()  # a lone surrogate is an error of the handler, not of the store
-        stored = self._fetch(table, key, "peek")
+        stored = self._read(self._scope.peek, table, key, "peek")
         self._collect().peeks.append((table.name, key, stored))
         return self._decoded(table, stored, "peek")
 
-    def _fetch(self, table: AnyTable, key: str, verb: str) -> bytes | None:
+    @staticmethod
+    def _read(read: Callable[[str, str], bytes | None], table: AnyTable, key: str, verb: str) -> bytes | None:
         try:
-            return self._scope.fetch(table.name, key)
+            return read(table.name, key)
         except StoreError as error:
             raise Retry(f"{verb}: a row of {table.name!r} can't be read: {error}") from error
 
