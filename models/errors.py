@@ -19,6 +19,7 @@ The tree, three levels deep at most::
     │   ├── ApiError            JetStream answered with an error
     │   └── AttachRefused       a consumer may not be used: identity or data loss
     ├── PromptError             a prompt can't be rendered with what was given
+    ├── NetworkRefused          a handler wants to connect while it is replayed
     └── RequestError            an HTTP request can't be answered as asked
 
 Facts are attributes; the message is made from them. Errors of libraries are translated at the edge that meets them,
@@ -165,6 +166,14 @@ class PromptError(AppError):
         super().__init__(f"prompt {version}: {problem}")
         self.version = version
         self.problem = problem
+
+
+class NetworkRefused(AppError):
+    """A handler wants to connect to somebody while it is replayed; it would happen to them again."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(f"a replay makes no outgoing connections (to {target})")
+        self.target = target
 
 
 class RequestError(AppError):

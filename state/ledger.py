@@ -4,7 +4,7 @@ Sequences are cut into segments of 4,096; a segment is a blob of 512 bytes in th
 applies. Pure: the statements are in state/writes.py.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 SEGMENT_BITS = 12
 SEGMENT_BYTES = (1 << SEGMENT_BITS) // 8
@@ -54,3 +54,53 @@ def without_above(segment: int, bits: bytes, last: int) -> bytes:
         if seq <= last:
             kept[(seq >> 3) % SEGMENT_BYTES] |= 1 << (seq & 7)
     return bytes(kept)
+
+
+Numbers = dict[int, int]
+"""Segments as numbers: bit ``seq % 4096`` of the number at ``seq // 4096``."""
+
+
+def numbers(segments: Mapping[int, bytes]) -> Numbers:
+    """The segments in a form in which sets are taken from each other quickly."""
+    return {segment: int.from_bytes(bits, "little") for segment, bits in segments.items()}
+
+
+def minus(one: Numbers, other: Numbers) -> Numbers:
+    """The sequences of ``one`` that are not in ``other``."""
+    found = {segment: number & ~other.get(segment, 0) for segment, number in one.items()}
+    return {segment: number for segment, number in found.items() if number}
+
+
+def below(one: Numbers, seq: int) -> Numbers:
+    """The sequences of ``one`` that are lower than ``seq``."""
+    last = segment_of(seq)
+    found = {segment: number for segment, number in one.items() if segment < last}
+    if rest := one.get(last, 0) & ((1 << (seq & ((1 << SEGMENT_BITS) - 1))) - 1):
+        found[last] = rest
+    return found
+
+
+def lowest(one: Numbers) -> int | None:
+    """The lowest sequence; None when there is none."""
+    if not one:
+        return None
+    segment = min(one)
+    return (segment << SEGMENT_BITS) + (one[segment] & -one[segment]).bit_length() - 1
+
+
+def highest(one: Numbers) -> int:
+    """The highest sequence; 0 when there is none."""
+    if not one:
+        return 0
+    segment = max(one)
+    return (segment << SEGMENT_BITS) + one[segment].bit_length() - 1
+
+
+def count(one: Numbers) -> int:
+    """How many sequences there are."""
+    return sum(number.bit_count() for number in one.values())
+
+
+def contains(one: Numbers, seq: int) -> bool:
+    """Whether a sequence is among them."""
+    return bool(one.get(segment_of(seq), 0) >> (seq & ((1 << SEGMENT_BITS) - 1)) & 1)

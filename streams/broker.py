@@ -258,6 +258,11 @@ class Broker:
         return self.connected.is_set() and not self._is_silent
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers that it connects to, as they were given."""
+        return tuple(self._urls)
+
+    @property
     def server_version(self) -> tuple[int, int, int]:
         """The connected server's version."""
         version = self._client.connected_server_version

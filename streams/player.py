@@ -6,6 +6,7 @@ it peeked at when it ran for real, so that it decides as it did then. streams/re
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import attrs
 from state.scratch import Place, Scratch
 from streams.context import Effects, Rows, Scope
 from streams.message import Message
-from streams.runner import Runner, Slot
+from streams.runner import CANCEL_AGAIN_S, Runner, Slot
 from streams.subjects import Handler, SubjectTable
 from streams.topology import EVENT_HEADER_BYTES, HEADER_BUDGET_BYTES, STREAMS, is_publishable
 from streams.verdict import Verdict
@@ -73,7 +74,9 @@ class Player:
         self._now: tuple[str, int] = "", 0
         self._guessed = 0
         self._slot = Slot()
+        self._task: asyncio.Task[Any] | None = None
         self._ticking: asyncio.Task[None] | None = None
+        self._cancelled_at: float | None = None
         self._runners = {
             table.name: Runner(table, self._scope(table), max_deliver=max_deliver, rng=random.Random(0))
             for table in tables
@@ -92,7 +95,7 @@ class Player:
         )
 
     async def __aenter__(self) -> "Player":
-        self._slot.task = asyncio.current_task()
+        self._task = asyncio.current_task()
         self._ticking = asyncio.create_task(self._tick(), name="player-clock")
         return self
 
@@ -102,10 +105,25 @@ class Player:
             await asyncio.wait((self._ticking,))
 
     async def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
+        """Cancels an attempt past its deadline; whoever else cancels the task wants the end of all."""
         while True:
             await asyncio.sleep(TICK_S)
-            self._slot.cancel_if_overdue(loop.time())
+            now, deadline = time.monotonic(), self._slot.deadline
+            is_again = self._cancelled_at is not None and now - self._cancelled_at < CANCEL_AGAIN_S
+            if self._task and deadline is not None and now > deadline and not is_again:
+                self._cancelled_at = now
+                self._task.cancel()
+
+    async def _check_cancelled(self) -> None:
+        """Takes the clock's cancellation back, and passes on any other one."""
+        task = self._task
+        if task is None or not task.cancelling():
+            return
+        if self._cancelled_at is None:
+            raise asyncio.CancelledError
+        self._cancelled_at, self._slot.task = None, task
+        await self._slot.absorb_cancellation()
+        self._slot.task = None
 
     def _peek(self, table: str, key: str) -> bytes | None:
         if self._kept is None:
@@ -131,6 +149,7 @@ class Player:
             verdict = runner.judge(item, item.error)
         else:
             verdict, ctx = await runner.run(item, self._slot)
+            await self._check_cancelled()
             if verdict.kind == "applied" and ctx.effects is not None:
                 effects = ctx.effects
         places = [*effects.puts, *((name, key) for name, key, _, _ in effects.adds)]

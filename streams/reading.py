@@ -32,7 +32,7 @@ async def read_messages(
     """
     if last_seq < first_seq:
         return
-    start = {"deliver_policy": "by_start_sequence", "opt_start_seq": max(1, first_seq)}
+    start: dict[str, object] = {"deliver_policy": "by_start_sequence", "opt_start_seq": max(1, first_seq)}
     name, count = await _create(broker, stream, subjects, start, headers_only=headers_only)
     try:
         async with contextlib.aclosing(broker.read(stream, name, count, silent_s=SILENT_S)) as messages:
@@ -46,7 +46,8 @@ async def read_messages(
 
 async def seq_at(broker: Broker, stream: str, instant: dt.datetime) -> int | None:
     """The sequence of the first message that was stored at an instant or after it; None when there is none."""
-    start = {"deliver_policy": "by_start_time", "opt_start_time": instant.astimezone(dt.UTC).isoformat()}
+    begin = instant.astimezone(dt.UTC).isoformat()
+    start: dict[str, object] = {"deliver_policy": "by_start_time", "opt_start_time": begin}
     name, count = await _create(broker, stream, (), start, headers_only=True)
     try:
         async with contextlib.aclosing(broker.read(stream, name, min(count, 1), silent_s=SILENT_S)) as messages:

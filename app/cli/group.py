@@ -15,6 +15,7 @@ from app.cli.deadletters import deadletters
 from app.cli.handlers import handlers
 from app.cli.new import new
 from app.cli.prompts import prompts
+from app.cli.replay import replay_command
 from app.cli.send import send
 from app.cli.settings import settings
 from app.cli.state import state
@@ -36,7 +37,10 @@ def cli() -> None:
     """Reacts to events on NATS JetStream with exactly-once effects, and answers over HTTP."""
 
 
-for _command in (worker, handlers, new, send, state, streams, deadletters, audit, prompts, settings):
+for _command in (
+    *(worker, handlers, new, send, replay_command, state),
+    *(streams, deadletters, audit, prompts, settings),
+):
     cli.add_command(_command)
 
 

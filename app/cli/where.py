@@ -1,0 +1,87 @@
+"""``--where``: a condition on messages in the Common Expression Language, which computes and can do nothing else."""
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+
+import cel
+import click
+import msgspec
+
+from streams.player import Played
+
+NAMES = ("event", "subject", "handler", "key", "seq", "time", "verdict", "error")
+
+
+class Where:
+    """A condition on what became of messages.
+
+    Args:
+        text: an expression over ``event``, ``subject``, ``handler``, ``key``, ``seq``, ``time``, ``verdict`` and
+            ``error``, as ``event.provider == "todoist" && verdict != "applied"``.
+
+    Raises:
+        click.BadParameter: it is no expression, or names something else.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.unanswered = 0
+        self.answered = 0
+        self.trouble = ""
+        try:
+            self._program = cel.compile(text)
+        except ValueError as error:
+            problem = str(error).partition("<input>:")[2].partition(" expecting ")[0] or "it can't be read"
+            raise click.BadParameter(f"no expression: {problem}".partition("\n")[0], param_hint="--where") from error
+        try:
+            self._program.execute(dict.fromkeys(NAMES, "") | {"event": {}})
+        except RuntimeError as error:
+            raise _unknown(error) from error
+        except (KeyError, TypeError, ValueError, ArithmeticError):
+            pass  # it depends on the message
+
+    def holds(self, played: Played) -> bool:
+        """Whether the condition is true of a message; where it can't be answered, as for a missing field, it is not.
+
+        Raises:
+            click.BadParameter: it names something that is not there, or its answer is neither true nor false.
+        """
+        message = played.message
+        facts = {
+            "event": _as_dict(played),
+            "subject": message.subject,
+            "handler": played.handler.name,
+            "key": played.key,
+            "seq": message.seq,
+            "time": dt.datetime.fromtimestamp(message.ts / 1e9, dt.UTC),
+            "verdict": played.verdict.kind,
+            "error": played.verdict.error or "",
+        }
+        try:
+            answer = self._program.execute(facts)
+        except RuntimeError as error:
+            raise _unknown(error) from error
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            self.unanswered += 1
+            self.trouble = f"{type(error).__name__}: {error}".partition("\n")[0]
+            return False
+        if not isinstance(answer, bool):
+            raise click.BadParameter(f"expected true or false, got {answer!r}", param_hint="--where")
+        self.answered += 1
+        return answer
+
+
+def _unknown(error: RuntimeError) -> click.BadParameter:
+    problem = str(error).partition("\n")[0].partition(". ")[0]
+    return click.BadParameter(f"{problem}; there is {', '.join(NAMES)}", param_hint="--where")
+
+
+def _as_dict(played: Played) -> Mapping[str, Any]:
+    """The event as typed, or, when it did not fit, as it came."""
+    if played.event is not None:
+        return dict(msgspec.to_builtins(played.event, builtin_types=(dt.datetime,)))
+    try:
+        raw = msgspec.json.decode(played.message.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
