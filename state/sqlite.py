@@ -248,6 +248,28 @@ class SqliteStore:
         with self.transaction():
             repair.accept_loss(self._writer, floor, cut)
 
+    def replace_rows(self, tables: Sequence[str], source: Path) -> None:
+        """Replaces the rows of whole tables by those of another database, in one transaction.
+
+        Raises:
+            StoreError: nothing was replaced.
+        """
+        try:
+            self._writer.execute("attach ? as source", (str(source),))
+        except sqlite3.Error as error:
+            raise translate(source, error) from error
+        try:
+            with self.transaction():
+                for table in tables:
+                    self._writer.execute("delete from main.rows where table_name = ?", (table,))
+                    self._writer.execute(
+                        "insert into main.rows select table_name, key, row, stream, seq from source.rows"
+                        " where table_name = ?",
+                        (table,),
+                    )
+        finally:
+            self._writer.execute("detach source")
+
     def drop_dead(self, durable: str, seq: int, note: str) -> None:
         """As state.store.Store."""
         query = (

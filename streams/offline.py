@@ -1,11 +1,13 @@
 """Refuses outgoing connections of handlers while a replay runs: what happened must not happen to others again.
 
 Python's audit hooks see every connect and every lookup of a name, whatever library makes them, as long as the event
-loop is asyncio's own (uvloop connects by itself). A hook stays for the life of the process, so this is for commands.
+loop is asyncio's own (uvloop connects by itself). A hook stays for the life of the process, asleep, so this is for
+commands.
 """
 
 import sys
 from collections.abc import Collection
+from types import TracebackType
 
 from models.errors import NetworkRefused
 
@@ -13,18 +15,27 @@ Address = tuple[str, int]
 
 
 class Offline:
-    """A refusal of all connections but some; it begins with ``begin`` and never ends."""
+    """A refusal of all connections of this process but some; a context manager.
 
-    def __init__(self) -> None:
-        self._allowed: frozenset[Address] | None = None
-        sys.addaudithook(self._watch)
+    Args:
+        allowed: the servers that the replay itself reads from.
+    """
 
-    def begin(self, allowed: Collection[Address]) -> None:
-        """Refuses from now on what goes elsewhere than ``allowed``, the servers that the replay reads from."""
+    def __init__(self, allowed: Collection[Address]) -> None:
         self._allowed = frozenset(allowed)
+        self._is_on = False
+
+    def __enter__(self) -> None:
+        sys.addaudithook(self._watch)
+        self._is_on = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_on = False
 
     def _watch(self, event: str, arguments: tuple[object, ...]) -> None:
-        if self._allowed is None or event not in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        if not self._is_on or event not in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
             return
         target = arguments[0:2] if event == "socket.getaddrinfo" else arguments[1]
         if isinstance(target, tuple) and len(target) >= 2:

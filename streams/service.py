@@ -35,6 +35,7 @@ from streams.locks import LockFile
 from streams.presence import Presence, age_s, touch
 from streams.probe import Probe
 from streams.redrive import redrive_spec
+from streams.snapshotting import Snapshotting
 from streams.subjects import SubjectTable
 from streams.suspects import Gate
 from streams.table_health import Limits
@@ -129,6 +130,8 @@ class StreamService:
         self._owned: Crew | None = None
         self._lock: LockFile | None = None
         self._owner_since: float | None = None
+        versions = {table.name: table.version for table in tables}
+        self._snapshotting = Snapshotting(config.state_dir, versions)
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -213,7 +216,10 @@ class StreamService:
             owned = [spec for spec in self._specs if not spec.is_shared]
             timers = [h.timer for table in self._tables.values() for h in table.handlers if h.timer]
             self._owned = Crew(ship, store, owned, self._tables, timers=timers)
-            await self._owned.run(self._stop, shutdown_s)
+            async with contextlib.AsyncExitStack() as stack:
+                keeping = asyncio.create_task(self._snapshotting.run(), name="snapshots")
+                stack.push_async_callback(_cancelled, keeping)
+                await self._owned.run(self._stop, shutdown_s)
         finally:
             store.close()
 
@@ -303,6 +309,8 @@ class StreamService:
             reasons += [f"timer {name} can't fire: {why}" for name, why in crew.timers.troubles().items()]
             if crew.outbox.error and crew.outbox.unsent_count:
                 reasons.append(f"{crew.outbox.unsent_count} events wait to be published ({crew.outbox.error})")
+        if self._snapshotting.trouble:
+            reasons.append(f"no snapshot of the store could be taken: {self._snapshotting.trouble}")
         if self._broker.permission_error:
             reasons.append(f"NATS refuses what this worker needs: {self._broker.permission_error}")
         if self._broker.is_connected and self._broker.server_version < MIN_SERVER:

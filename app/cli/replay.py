@@ -21,7 +21,7 @@ from app.main import build
 from app.settings import Settings, load_settings
 from models.errors import BrokerError
 from state.scratch import Scratch
-from state.snapshots import list_snapshots
+from state.snapshots import FOLDER, list_snapshots
 from state.store import store_path
 from streams.broker import Broker
 from streams.moment import Moment
@@ -35,8 +35,6 @@ from streams.replay import Span, load_bases, make_plans, replay
 from streams.service import consumer_specs
 from streams.subjects import SubjectTable
 from streams.topology import ConsumerSpec
-
-SNAPSHOTS = "snapshots"
 
 Chosen = Sequence[tuple[SubjectTable, ConsumerSpec]]
 
@@ -143,7 +141,6 @@ async def _replay(
 ) -> Summary:
     summary = Summary()
     with contextlib.ExitStack() as stack:
-        offline = Offline()
         async with connected(settings) as broker:
             moment = stack.enter_context(Moment(store_path(settings.state_dir)))
             scratch = stack.enter_context(Scratch())
@@ -159,7 +156,7 @@ async def _replay(
                 max_deliver=settings.nats_max_deliver,
                 max_payload_bytes=broker.max_payload_bytes,
             )
-            offline.begin(_addresses(broker))
+            stack.enter_context(Offline(addresses(broker)))
             async with player:
                 bar = stack.enter_context(progress_bar(spans))
                 async with contextlib.aclosing(replay(broker, plans, player, spans=spans, progress=bar)) as all_played:
@@ -183,7 +180,7 @@ async def _plans(
     question: Question,
     spans: Mapping[str, Span],
 ) -> list[Plan]:
-    snapshots = [] if question.is_empty else list_snapshots(settings.state_dir / SNAPSHOTS)
+    snapshots = [] if question.is_empty else list_snapshots(settings.state_dir / FOLDER)
     plans = await make_plans(broker, moment, chosen, snapshots, spans=spans)
     if question.is_empty:
         for plan in plans:
@@ -221,7 +218,7 @@ async def _last_of(broker: Broker, stream: str, place: Place, end: int) -> int:
     return place.at if isinstance(place.at, int) else await _seq_of(broker, stream, place, end + 1) - 1
 
 
-def _addresses(broker: Broker) -> set[tuple[str, int]]:
+def addresses(broker: Broker) -> set[tuple[str, int]]:
     """Where this connection may come back to, as names and as numbers."""
     found = set()
     for url in broker.urls:

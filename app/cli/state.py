@@ -1,24 +1,31 @@
-"""``state get`` and ``state list``: committed rows, read from the store whether or not a worker runs."""
+"""``state``: committed rows and snapshots, read from the store whether or not a worker runs."""
 
 import contextlib
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import attrs
 import click
 
+from app.cli.rebuild import rebuild_command, verify_command
 from app.cli.session import HasEnvironment, print_json, print_table
 from app.main import build
 from app.settings import load_settings
 from models.codec import encode_json
 from models.errors import StoreError
 from state.schema import examine_database, has_database
+from state.snapshots import FOLDER, count_positions, list_snapshots, take_snapshot
 from state.sqlite import SqliteReader
 from state.store import StoredRow, store_path
 
 
 @click.group("state")
 def state() -> None:
-    """Read the rows that handlers have written."""
+    """Read the rows that handlers have written, hold them against the streams, and keep snapshots."""
+
+
+state.add_command(verify_command)
+state.add_command(rebuild_command)
 
 
 @contextlib.contextmanager
@@ -84,3 +91,42 @@ def _print_rows(rows: list[StoredRow], as_json: bool) -> None:
     else:
         lines = ((row.key, encode_json(row.row).decode(), f"{row.stream}:{row.stream_seq}") for row in rows)
         print_table(("key", "row", "written by"), lines)
+
+
+@state.command("snapshot")
+@click.pass_obj
+def snapshot(obj: HasEnvironment) -> None:
+    """Take a snapshot of the store now; a worker may run meanwhile."""
+    settings = load_settings(obj.env)
+    with _reader(obj):  # there is a store, and it is sound
+        tables = {table.name: table.version for table in build(settings).subject_tables}
+        taken = take_snapshot(
+            store_path(settings.state_dir),
+            settings.state_dir / FOLDER,
+            reason="asked",
+            tables=tables,
+            app_version=version("tipstream"),
+        )
+    click.echo(f"{taken.path} ({taken.size_bytes} bytes)")
+
+
+@state.command("snapshots")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
+@click.pass_obj
+def snapshots(obj: HasEnvironment, as_json: bool) -> None:
+    """List the snapshots of the store, the oldest first."""
+    found = list_snapshots(load_settings(obj.env).state_dir / FOLDER)
+    if as_json:
+        print_json([attrs.asdict(one) | {"positions": count_positions(one)} for one in found])
+        return
+    rows = (
+        (
+            one.taken_at.isoformat(timespec="seconds"),
+            one.reason,
+            one.size_bytes,
+            ", ".join(f"{durable} {seq}" for durable, seq in count_positions(one).items()),
+            one.path.name,
+        )
+        for one in found
+    )
+    print_table(("taken at", "reason", "bytes", "positions", "file"), rows)

@@ -1,12 +1,12 @@
 """``streams plan`` and ``streams apply``: how the server's streams and durables differ from what is declared."""
 
-import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
 import click
 
+from app.cli.owned import owned_store
 from app.cli.session import HasEnvironment, connected, print_json, print_table, run_command
 from app.main import build, check_state_dir
 from app.settings import Settings, load_settings
@@ -14,13 +14,11 @@ from state.schema import create_database, examine_database, has_database
 from state.sqlite import SqliteStore
 from state.store import store_path
 from streams.broker import Broker
-from streams.locks import LockFile
 from streams.losses import Loss, find_losses
 from streams.losses import adopt as adopt_durable
-from streams.presence import Presence
 from streams.provision import apply as apply_steps
 from streams.provision import plan as plan_steps
-from streams.service import OWNER_LOCK, all_specs
+from streams.service import all_specs
 from streams.topology import STREAMS, ConsumerSpec, Step
 
 NO_STORE = "(none yet)"
@@ -63,7 +61,7 @@ def accept_loss(obj: HasEnvironment, yes: bool) -> None:
     are handled as the new ones they are.
     """
     settings = load_settings(obj.env)
-    with _owned_store(settings) as store:
+    with owned_store(settings) as store:
         losses = run_command(_find_losses(settings, store))
         if not losses:
             click.echo("nothing was lost")
@@ -113,7 +111,7 @@ def adopt(obj: HasEnvironment, durables: tuple[str, ...], at: Literal["floor", "
     chosen = [known[durable] for durable in durables] or specs
     if not yes:
         click.confirm(f"Take over {', '.join(spec.durable for spec in chosen)}?", abort=True)
-    with _owned_store(settings) as store:
+    with owned_store(settings) as store:
         for durable, adopted in run_command(_adopt(settings, store, chosen, at)):
             if adopted is None and durable in durables:
                 raise click.ClickException(f"durable {durable} is not there")
@@ -128,28 +126,6 @@ def _lost(loss: Loss) -> str:
         return "no message that this store had an outcome of"
     counts = f"{above.applied} applied, {above.dead} dead-lettered, {above.parked} parked"
     return f"sequences {loss.cut + 1} to {above.last} ({counts})"
-
-
-@contextlib.contextmanager
-def _owned_store(settings: Settings) -> Iterator[SqliteStore]:
-    """The store, with its lock held, so that no worker runs; a process that ended without warning stays noted."""
-    check_state_dir(settings.state_dir)
-    with contextlib.closing(LockFile.open(settings.state_dir / OWNER_LOCK)) as lock:
-        if not lock.try_exclusive():
-            raise click.ClickException("a worker owns STATE_DIR: stop it first")
-        presence = Presence(settings.state_dir)
-        with presence.held():
-            alive = presence.alive()
-            if len(alive) > 1:  # it stands by, and serves the tables that all workers share
-                raise click.ClickException(f"{len(alive) - 1} workers of STATE_DIR stand by: stop them first")
-            store = SqliteStore(store_path(settings.state_dir), runner=presence.name, alive=alive)
-            try:
-                store.claim(settings.nats_durable_prefix)
-                yield store
-            finally:
-                if not store.was_unclean:
-                    store.end_clean()
-                store.close()
 
 
 async def _find_losses(settings: Settings, store: SqliteStore) -> list[Loss]:
