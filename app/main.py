@@ -12,29 +12,30 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 from aiohttp import web
 
 from app.metrics import Metrics
 from app.middleware import BODY_LIMIT_BYTES, LINE_LIMIT_BYTES, middlewares
-from app.rows import RowReader
+from app.plugins import Plugin, check_plugin, find_plugins, load_plugin, plugin_of
+from app.rows import ROWS, RowReader
 from app.settings import Settings
 from app.views.health import health_routes
 from app.views.metrics import metrics_routes
 from app.views.state import state_routes
-from models.errors import DeclarationError, SettingsError, StoreUnwritable
+from models.errors import PluginError, SettingsError, StoreUnwritable
 from state.schema import examine_database, has_database
 from state.store import store_path
 from streams.access import Access
 from streams.broker import Broker
-from streams.handlers import feedback, signals
-from streams.health import Health, NatsHealth, StateHealth, judge
+from streams.health import Health, NatsHealth, StateHealth, judge, with_reasons
 from streams.locks import read_mounts, refuse_network_filesystem
 from streams.server import EmbeddedServer
-from streams.service import ServiceConfig, StreamService, consumer_specs
+from streams.service import ServiceConfig, StreamService
 from streams.subjects import SubjectTable
 from streams.table_health import Limits
 
@@ -55,7 +56,8 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.subject_tables: list[SubjectTable] = []
+        self.plugins: list[Plugin] = []
+        self._refused: list[str] = []
         self.metrics = Metrics(self)
         self.http = web.Application(
             middlewares=middlewares(observer=self.metrics, tokens=settings.api_tokens),
@@ -68,30 +70,65 @@ class App:
         self._running: asyncio.Task[None] | None = None
         self.http.cleanup_ctx.extend([self._provide_server, self._provide_broker, self._provide_service])
 
+    def add_plugin(self, plugin: Plugin) -> None:
+        """Adds all that a plugin brings, or nothing of it.
+
+        Raises:
+            PluginError: something of it clashes with what is there, or is declared wrongly.
+        """
+        check_plugin(plugin, self.plugins, prefix=self.settings.nats_durable_prefix)
+        self.plugins.append(plugin)
+        for routes in plugin.routes:
+            self.http.add_routes(routes)
+
     def add_subjects(self, table: SubjectTable) -> None:
         """Adds a subject table.
 
         Raises:
-            DeclarationError: its name is taken, or another one owns one of its row tables.
+            PluginError: its name is taken, another one owns one of its row tables, or no stream has its subjects.
         """
-        where = f"subject table {table.name!r}"
-        for other in self.subject_tables:
-            if other.name == table.name:
-                raise DeclarationError(where, "name: another subject table has it")
-            for rows in {row.name for row in table.tables} & {row.name for row in other.tables}:
-                raise DeclarationError(where, f"tables: {rows!r} belongs to subject table {other.name!r}")
-        self.subject_tables.append(table)
+        self.add_plugin(plugin_of(table))
 
     def add_routes(self, routes: web.RouteTableDef) -> None:
-        """Adds HTTP routes."""
-        self.http.add_routes(routes)
+        """Adds HTTP routes.
+
+        Raises:
+            PluginError: one of them is taken.
+        """
+        self.add_plugin(plugin_of(routes, name="routes"))
+
+    def refuse_plugin(self, error: PluginError) -> None:
+        """Goes on without a plugin; /health says so."""
+        self._refused.append(str(error))
+        log.error("plugin left out", extra={"fields": {"error": str(error)}})
+
+    @property
+    def refused(self) -> Sequence[str]:
+        """Why plugins were left out."""
+        return self._refused
+
+    @property
+    def subject_tables(self) -> list[SubjectTable]:
+        """All subject tables, in the order in which they were added."""
+        return [table for plugin in self.plugins for table in plugin.subject_tables]
+
+    @property
+    def commands(self) -> list[click.Command]:
+        """The commands that plugins bring."""
+        return [command for plugin in self.plugins for command in plugin.commands]
+
+    @property
+    def prompt_folders(self) -> list[Path]:
+        """The folders of prompt variants that plugins bring."""
+        return [folder for plugin in self.plugins for folder in plugin.prompt_folders]
 
     def health(self) -> Health:
         """What /health shows, as of now."""
         if self._service:
-            return self._service.health()
+            return with_reasons(self._service.health(), self._refused)
         mode = self.settings.nats_mode
-        return judge(NatsHealth(enabled=mode != "disabled", mode=mode, connected=False), StateHealth(), error=None)
+        nats = NatsHealth(enabled=mode != "disabled", mode=mode, connected=False)
+        return judge(nats, StateHealth(), error=None, extra=tuple(self._refused))
 
     async def finish(self) -> None:
         """Stops intake, lets running handlers finish inside SHUTDOWN_S, and commits.
@@ -160,21 +197,31 @@ def service_config(settings: Settings) -> ServiceConfig:
     )
 
 
-def build(settings: Settings) -> App:
-    """Builds the app with everything that ships with it.
+def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None) -> App:
+    """Builds the app with everything that ships with it and every plugin that is found.
+
+    Args:
+        plugins: take these and no others.
 
     Raises:
-        DeclarationError: a subject table doesn't fit the others, or lies in no stream.
+        PluginError: a plugin can't be loaded, or clashes with what is there; with PLUGIN_ERRORS=skip it is left out.
     """
     app = App(settings)
-    app.add_subjects(signals.subjects)
-    app.add_subjects(feedback.subjects)
-    consumer_specs(app.subject_tables, settings.nats_durable_prefix)
-    tables = [table.name for subjects in app.subject_tables for table in subjects.tables]
-    reader = RowReader(store_path(settings.state_dir), tables)
-    app.add_routes(health_routes(app))
-    app.add_routes(state_routes(reader))
-    app.add_routes(metrics_routes(app.metrics))
+    reader = RowReader(store_path(settings.state_dir))
+    app.http[ROWS] = reader
+    for routes in (health_routes(app), state_routes(reader), metrics_routes(app.metrics)):
+        app.add_plugin(Plugin(name="tipstream", origin="shipped", routes=[routes]))
+    if plugins is None:
+        for found in find_plugins(settings.plugins):
+            try:
+                app.add_plugin(load_plugin(found))
+            except PluginError as error:
+                if settings.plugin_errors == "stop" or found.origin == "shipped":
+                    raise
+                app.refuse_plugin(error)
+    for plugin in plugins or ():
+        app.add_plugin(plugin)
+    reader.declare(table.name for subjects in app.subject_tables for table in subjects.tables)
 
     async def close_reader(_: web.Application) -> None:
         reader.close()

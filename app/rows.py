@@ -2,12 +2,20 @@
 
 import asyncio
 import concurrent.futures
+import typing
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import TypeVar
 
+from aiohttp import web
+
+from models.codec import encode_json
 from state.schema import has_database
 from state.sqlite import SqliteReader
 from state.store import StoredRow
+from state.tables import Table
+
+RowT = TypeVar("RowT")
 
 
 class RowReader:
@@ -18,11 +26,15 @@ class RowReader:
         tables: the names of the tables that handlers declare.
     """
 
-    def __init__(self, path: Path, tables: Iterable[str]) -> None:
+    def __init__(self, path: Path, tables: Iterable[str] = ()) -> None:
         self._path = path
         self._tables = sorted(tables)
         self._reader: SqliteReader | None = None
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rows")
+
+    def declare(self, tables: Iterable[str]) -> None:
+        """Sets the names of the tables that handlers declare."""
+        self._tables = sorted(tables)
 
     def table_names(self) -> Collection[str]:
         """The declared tables."""
@@ -48,3 +60,17 @@ class RowReader:
         self._executor.shutdown(wait=True)
         if self._reader:
             self._reader.close()
+
+
+ROWS = web.AppKey("rows", RowReader)
+
+
+async def fetch_row(request: web.Request, table: Table[RowT], key: str) -> RowT | None:
+    """Reads a committed row for a plugin's route; None when there is none.
+
+    Raises:
+        StoreError: the store can't be read; the answer is 503.
+        PayloadError: the row does not fit its class any more.
+    """
+    found = await request.config_dict[ROWS].fetch_row(table.name, key)
+    return None if found is None else typing.cast(RowT, table.decode(encode_json(found.row)))

@@ -96,6 +96,12 @@ class Settings:
         conceal=values.conceal_all,
     )
     shutdown_s: float = _setting(20.0, values.seconds(0, 3_600), "Seconds that running handlers get to end at a stop.")
+    plugins: tuple[str, ...] = _setting(
+        (), values.modules, "Modules of plugins, commas between; those installed with an entry point need none."
+    )
+    plugin_errors: str = _setting(
+        "stop", values.one_of("stop", "skip"), "What a plugin that can't be loaded does: stop the start, or skip it."
+    )
     log_level: str = _setting(
         "info", values.one_of("debug", "info", "warning", "error"), "Least level that is logged: debug to error."
     )

@@ -69,6 +69,14 @@ def one_of(*accepted: str) -> Callable[[str], str]:
     return parse
 
 
+def modules(text: str) -> tuple[str, ...]:
+    """Parses names of Python modules, commas between them."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not all(part.isidentifier() for name in names for part in name.split(".")):
+        raise ValueError("expected names of Python modules, as package.module, commas between them")
+    return names
+
+
 def replicas(text: str) -> int:
     """Parses how many servers keep a stream: an odd number, as its leader is elected."""
     return int(one_of("1", "3", "5")(text))
@@ -123,6 +131,8 @@ def show(value: object) -> str:
         return "(unset)" if value is None else "(empty)"
     if isinstance(value, bool):
         return str(int(value))
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "(none)"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

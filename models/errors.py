@@ -7,6 +7,7 @@ The tree, three levels deep at most::
     ├── Reject                  this message will never succeed
     │   └── PayloadError        its payload does not fit its event type
     ├── DeclarationError        a table, handler or policy is declared wrongly
+    ├── PluginError             a plugin can't be loaded, or clashes with what is there
     ├── SettingsError           a setting is unknown or has a bad value
     ├── StoreError              the store in STATE_DIR can't be used
     │   ├── StoreCorrupt        it is damaged; it was left as it is
@@ -71,6 +72,24 @@ class DeclarationError(AppError):
 
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"{where}: {problem}")
+        self.where = where
+        self.problem = problem
+
+
+class PluginError(AppError):
+    """A plugin can't join the app; with PLUGIN_ERRORS=stop the start stops.
+
+    Args:
+        plugin: its name.
+        where: file and line; an empty file when there is none.
+        problem: what is wrong, and what would be accepted.
+    """
+
+    def __init__(self, plugin: str, where: tuple[str, int], problem: str) -> None:
+        file, line = where
+        place = f" ({file}:{line})" if file else ""
+        super().__init__(f"plugin {plugin!r}{place}: {problem}")
+        self.plugin = plugin
         self.where = where
         self.problem = problem
 

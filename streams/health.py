@@ -6,6 +6,7 @@ the result.
 """
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Literal
 
 import attrs
@@ -151,3 +152,11 @@ def judge(nats: NatsHealth, state: StateHealth, *, error: str | None, extra: tup
     if consumers and all(consumer.status == "down" for consumer in consumers):
         status = "down"
     return Health(status=status, reasons=reasons, nats=nats, state=state)
+
+
+def with_reasons(health: Health, more: Sequence[str]) -> Health:
+    """Adds what is not as it should be; what was ok is degraded then."""
+    if not more:
+        return health
+    status: Status = "degraded" if health.status == "ok" else health.status
+    return attrs.evolve(health, status=status, reasons=[*health.reasons, *more])

@@ -7,6 +7,7 @@ speaks to a server: streams/worker.py runs what is declared.
 import datetime as dt
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
@@ -86,6 +87,8 @@ class SubjectTable:
         version: int = 1,
         renamed_from: str | None = None,
     ) -> None:
+        caller = sys._getframe(1)
+        self.made_at = caller.f_code.co_filename, caller.f_lineno
         self.name = name
         self.tables = tuple(tables)
         self.order: Order = order

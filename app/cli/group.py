@@ -22,6 +22,8 @@ from app.cli.state import state
 from app.cli.streams import streams
 from app.cli.worker import worker
 from app.logs import one_line
+from app.main import build
+from app.settings import load_settings
 from models.errors import AppError, SettingsError
 
 
@@ -32,7 +34,31 @@ class CliEnv:
     env: Mapping[str, str]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class WithPlugins(click.Group):
+    """Finds the commands of plugins too, but imports plugins only when a name is none of ours, or all are listed."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """As click.Group."""
+        return super().get_command(ctx, cmd_name) or _of_plugins(ctx).get(cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As click.Group."""
+        return [*super().list_commands(ctx), *sorted(_of_plugins(ctx))]
+
+
+def _of_plugins(ctx: click.Context) -> dict[str, click.Command]:
+    """The commands that plugins bring; one that can't be loaded brings none, with a line that says why."""
+    try:
+        app = build(attrs.evolve(load_settings(ctx.obj.env), plugin_errors="skip"))
+    except AppError as error:
+        click.echo(f"warning: no plugin's commands: {one_line(str(error))}", err=True)
+        return {}
+    for refused in app.refused:
+        click.echo(f"warning: left out: {one_line(refused)}", err=True)
+    return {str(command.name): command for command in app.commands}
+
+
+@click.group(cls=WithPlugins, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Reacts to events on NATS JetStream with exactly-once effects, and answers over HTTP."""
 

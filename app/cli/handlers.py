@@ -14,8 +14,13 @@ from streams.ticks import Tick
 
 
 def describe_handlers(settings: Settings) -> list[dict[str, object]]:
-    """One record a handler: identity, subject, stream, durable, event type, key, policy and tables."""
-    return describe_tables(build(settings).subject_tables, settings)
+    """One record a handler: identity, subject, stream, durable, event type, key, policy, tables and plugin."""
+    app = build(settings)
+    for refused in app.refused:
+        click.echo(f"warning: left out: {refused}", err=True)
+    plugins = {table.name: plugin.name for plugin in app.plugins for table in plugin.subject_tables}
+    found = describe_tables(app.subject_tables, settings)
+    return [row | {"plugin": plugins[str(row["handler"]).partition(".")[0]]} for row in found]
 
 
 def describe_tables(tables: Sequence[SubjectTable], settings: Settings) -> list[dict[str, object]]:
@@ -63,5 +68,5 @@ def handlers(obj: HasEnvironment, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ("handler", "subject", "stream", "durable", "event", "key")
+    columns = ("handler", "subject", "stream", "durable", "event", "key", "plugin")
     print_table(columns, ([row[column] for column in columns] for row in found))

@@ -10,6 +10,7 @@ import click
 
 from app.cli.session import HasEnvironment, print_json, print_table
 from app.logs import one_line
+from app.main import build
 from app.settings import Settings, load_settings
 from prompts.registry import SHIPPED, Variant, load_variants
 
@@ -66,7 +67,7 @@ def render(obj: HasEnvironment, version: str, *, context: BinaryIO, as_json: boo
 
 def _folders(settings: Settings) -> list[Path]:
     """Where variants are."""
-    return [SHIPPED]
+    return [SHIPPED, *build(settings).prompt_folders]
 
 
 def _variants(settings: Settings) -> Mapping[str, Variant]:

@@ -20,7 +20,6 @@ def worker(obj: HasEnvironment, *, is_reloading: bool) -> None:
     settings = load_settings(obj.env)
     configure_logging(settings.log_level, settings.log_format, sys.stderr)
     if is_reloading:
-        plugins = [name.strip() for name in obj.env.get("PLUGINS", "").split(",") if name.strip()]
-        sys.exit(asyncio.run(run_reloading(worker_command(), obj.env, watched_for(plugins))))
+        sys.exit(asyncio.run(run_reloading(worker_command(), obj.env, watched_for(settings.plugins))))
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(run(settings))

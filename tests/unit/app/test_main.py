@@ -20,7 +20,7 @@ from process_kit import environment
 
 from app.main import App, access_of, bind, build, check_state_dir, run, service_config
 from app.settings import Settings
-from models.errors import DeclarationError, SettingsError, StoreCorrupt, StoreError, StoreUnwritable
+from models.errors import PluginError, SettingsError, StoreCorrupt, StoreError, StoreUnwritable
 from state.sqlite import SqliteStore
 from state.store import store_path
 from state.tables import Table
@@ -42,7 +42,7 @@ def test_app_refuses_two_subject_tables_of_one_name(settings: Settings) -> None:
     """A name is a durable's, so it may be used once."""
     app = App(settings)
     app.add_subjects(SubjectTable("a", tables=[]))
-    with pytest.raises(DeclarationError, match="subject table 'a': name: another subject table has it"):
+    with pytest.raises(PluginError, match="subject table 'a': name: another subject table has it"):
         app.add_subjects(SubjectTable("a", tables=[]))
 
 
@@ -50,7 +50,7 @@ def test_app_refuses_two_owners_of_one_row_table(settings: Settings) -> None:
     """Rows are written by one subject table alone; the message names both."""
     app = App(settings)
     app.add_subjects(SubjectTable("a", tables=[Table("rows", Row)]))
-    with pytest.raises(DeclarationError, match="subject table 'b': tables: 'rows' belongs to subject table 'a'"):
+    with pytest.raises(PluginError, match="subject table 'b': tables: 'rows' belongs to subject table 'a'"):
         app.add_subjects(SubjectTable("b", tables=[Table("others", Row), Table("rows", Row)]))
     assert [table.name for table in app.subject_tables] == ["a"]
 
@@ -71,7 +71,7 @@ def test_app_adds_routes_of_others(settings: Settings) -> None:
 def test_build_has_all_tables_and_routes(settings: Settings) -> None:
     """What ships is there: two subject tables and the documented routes."""
     app = build(settings)
-    assert [table.name for table in app.subject_tables] == ["signals", "feedback"]
+    assert [table.name for table in app.subject_tables] == ["feedback", "signals"]
     assert {resource.canonical for resource in app.http.router.resources()} == {
         "/health",
         "/health/live",

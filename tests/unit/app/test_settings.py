@@ -29,6 +29,8 @@ DEFAULTS = {
     "http_allow_open": False,
     "api_tokens": (),
     "shutdown_s": 20.0,
+    "plugins": (),
+    "plugin_errors": "stop",
     "log_level": "info",
     "log_format": None,
 }
@@ -63,10 +65,13 @@ def test_settings_read_every_value(tmp_path: Path) -> None:
         "http_port": 0,
         "http_allow_open": True,
         "shutdown_s": 2.5,
+        "plugins": ("a.b", "c"),
+        "plugin_errors": "skip",
         "log_level": "debug",
         "log_format": "json",
     }
     env = {name.upper(): str(int(value) if isinstance(value, bool) else value) for name, value in expected.items()}
+    env["PLUGINS"] = "a.b, c"
     assert attrs.asdict(load_settings(env)) == expected | {"api_tokens": ()}
 
 
@@ -95,6 +100,8 @@ def test_settings_name_the_key_the_value_and_what_is_accepted() -> None:
     ("name", "value"),
     [
         pytest.param("NATS_EMBEDDED_PORT", "65536", id="embedded-port"),
+        pytest.param("PLUGINS", "a.b,c-d", id="plugins"),
+        pytest.param("PLUGIN_ERRORS", "ignore", id="plugin-errors"),
         pytest.param("NATS_DURABLE_PREFIX", "a.b", id="prefix"),
         pytest.param("NATS_MAX_DELIVER", "0", id="max-deliver-low"),
         pytest.param("NATS_MAX_DELIVER", "1001", id="max-deliver-high"),

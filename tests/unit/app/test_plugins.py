@@ -1,0 +1,247 @@
+"""Plugins: three ways to be found, all that can be wrong with one, and that a refused one leaves nothing behind."""
+
+import importlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from app.cli.group import cli
+from app.main import App, build
+from app.plugins import OUR_COMMANDS, find_plugins, load_plugin, plugin_of
+from app.settings import Settings
+from models.errors import PluginError
+from streams import SubjectTable
+
+NAMES = (f"plugin_of_tests_{number}" for number in itertools.count())
+
+HEAD = """
+import attrs
+import click
+from aiohttp import web
+from pathlib import Path
+from streams import Context, Policy, SubjectTable, Table
+
+@attrs.frozen(kw_only=True)
+class Seen:
+    user_id: str
+
+@attrs.frozen(kw_only=True)
+class Row:
+    count: int = 0
+"""
+SUBJECTS = """
+ROWS = Table("seen", Row)
+subjects = SubjectTable("seen", tables=[ROWS])
+
+@subjects.on("signals.seen")
+async def seen(event: Seen, ctx: Context) -> None: ...
+"""
+ROUTE = """
+routes = web.RouteTableDef()
+
+@routes.get("/seen")
+async def show(request: web.Request) -> web.Response:
+    return web.json_response({"seen": True})
+"""
+COMMAND = """
+@click.command("count-seen")
+def count_seen() -> None:
+    click.echo("42")
+"""
+
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a module that can be imported, and returns its name."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write_module(text: str) -> str:
+        name = next(NAMES)
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+        importlib.invalidate_caches()
+        return name
+
+    return write_module
+
+
+def settings_for(tmp_path: Path, *plugins: str, errors: str = "stop") -> Settings:
+    """Settings that start nothing, with these plugins."""
+    return Settings(nats_url="", state_dir=tmp_path / "var", http_port=0, plugins=plugins, plugin_errors=errors)
+
+
+def test_our_commands_are_those_of_the_group() -> None:
+    """The names that no plugin may take are the names of our commands."""
+    assert set(cli.commands) == OUR_COMMANDS
+
+
+def test_module_of_setting_brings_tables_routes_and_commands(write: Write, tmp_path: Path) -> None:
+    """Module-level objects of a module named in PLUGINS are taken, each once, whatever other names they have."""
+    app = build(settings_for(tmp_path, write(HEAD + SUBJECTS + ROUTE + COMMAND + "same = subjects\n")))
+    assert [table.name for table in app.subject_tables] == ["feedback", "signals", "seen"]
+    assert "/seen" in {resource.canonical for resource in app.http.router.resources()}
+    assert [command.name for command in app.commands] == ["count-seen"]
+    assert [(plugin.name[:6], plugin.origin) for plugin in app.plugins[-1:]] == [("plugin", "PLUGINS")]
+
+
+def test_setup_is_called_instead_of_a_look_at_the_module(write: Write, tmp_path: Path) -> None:
+    """A module with setup(app) brings what that adds, and nothing else."""
+    text = HEAD + SUBJECTS + ROUTE + "def setup(app):\n    app.add_subjects(subjects)\n"
+    app = build(settings_for(tmp_path, write(text)))
+    assert app.subject_tables[-1].name == "seen"
+    assert "/seen" not in {resource.canonical for resource in app.http.router.resources()}
+
+
+def test_entry_point_is_found_without_a_setting(write: Write, tmp_path: Path) -> None:
+    """An installed distribution with the entry point is a plugin, under the entry point's name."""
+    name = write(HEAD + SUBJECTS + "def begin(app):\n    app.add_subjects(subjects)\n")
+    info = tmp_path / "seen-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: seen\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[tipstream.plugins]\nsightings = {name}:begin\n")
+    importlib.invalidate_caches()
+    app = build(settings_for(tmp_path, name))
+    assert [(plugin.name, plugin.origin) for plugin in app.plugins[-1:]] == [("sightings", "entry point")]
+    assert app.subject_tables[-1].name == "seen"
+
+
+def test_shipped_handlers_come_first() -> None:
+    """The files of streams/handlers/ are plugins like others."""
+    assert [(found.name, found.origin) for found in find_plugins([])][:2] == [
+        ("feedback", "shipped"),
+        ("signals", "shipped"),
+    ]
+
+
+REFUSED = [
+    pytest.param("x = 1\n", ":1", "declares nothing: expected a SubjectTable", id="nothing"),
+    pytest.param("def f(:\n", ":1", "SyntaxError", id="syntax"),
+    pytest.param("import attrs\nimport nowhere_to_be_found\n", ":2", "No module named 'nowhere_", id="import"),
+    pytest.param("a = 1\nb = a / 0\n", ":2", "ZeroDivisionError", id="raises"),
+    pytest.param("setup = 3\n", "", "expected a plain function setup\\(app\\), got 3", id="setup-is-no-function"),
+    pytest.param("async def setup(app): ...\n", ":1", "expected a plain function setup", id="setup-is-async"),
+    pytest.param("def setup(): ...\n", ":1", "expected a plain function setup", id="setup-takes-nothing"),
+    pytest.param("def setup(app):\n    raise ValueError('no')\n", ":2", "ValueError: no", id="setup-raises"),
+    pytest.param("def setup(app):\n    app.add_subjects(3)\n", ":2", "expected a SubjectTable, got 3", id="no-table"),
+    pytest.param("def setup(app):\n    app.add_routes(3)\n", ":2", "expected a RouteTableDef", id="no-routes"),
+    pytest.param("def setup(app):\n    app.add_command(3)\n", ":2", "expected a Command", id="no-command"),
+    pytest.param("def setup(app):\n    app.add_prompts(3)\n", ":2", "expected a Path", id="no-folder"),
+    pytest.param(
+        HEAD + "from pathlib import Path\ndef setup(app):\n    app.add_prompts(Path('/nowhere'))\n",
+        ":",
+        "expected a folder with .j2 files",
+        id="no-such-folder",
+    ),
+    pytest.param(
+        HEAD + SUBJECTS.replace('"signals.seen"', '"signals.seen", policy=Policy(max_deliver=0)'),
+        ":19",
+        "handler 'seen': policy: max_deliver",
+        id="policy",
+    ),
+    pytest.param(HEAD + SUBJECTS.replace("event: Seen", "event: int"), ":19", "annotated with an attrs", id="event"),
+    pytest.param(HEAD + SUBJECTS.replace("signals.seen", "elsewhere.seen"), ":17", "subject table 'seen'", id="stream"),
+    pytest.param(
+        HEAD + SUBJECTS + "@subjects.on('feedback.seen')\nasync def other(event: Seen, ctx: Context) -> None: ...\n",
+        ":17",
+        "subject table 'seen'",
+        id="two-streams",
+    ),
+    pytest.param(
+        HEAD + SUBJECTS.replace('SubjectTable("seen"', 'SubjectTable("signals"'), ":17", "another subject", id="name"
+    ),
+    pytest.param(HEAD + SUBJECTS.replace('"seen", Row', '"user_sync", Row'), ":17", "belongs to", id="two-owners"),
+    pytest.param(HEAD + SUBJECTS.replace("[ROWS]", "[ROWS, ROWS]"), ":17", "two are called 'seen'", id="twins"),
+    pytest.param(HEAD + ROUTE.replace("/seen", "/health"), ":18", "route GET /health: plugin 'tipstream'", id="route"),
+    pytest.param(HEAD + ROUTE + ROUTE.replace("routes", "more"), ":24", "route GET /seen: plugin", id="own-route"),
+    pytest.param(HEAD + COMMAND.replace("count-seen", "worker"), ":16", "command 'worker'", id="command"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "problem"), REFUSED)
+def test_refused_plugin_is_named_with_file_and_line(
+    write: Write, tmp_path: Path, text: str, line: str, problem: str
+) -> None:
+    """The start stops with one error: plugin, file, line, and what is wrong; another plugin would be left out."""
+    name = write(text)
+    with pytest.raises(PluginError, match=problem) as caught:
+        build(settings_for(tmp_path, name))
+    assert str(caught.value).startswith(f"plugin {name!r}")
+    if line:
+        assert f"{name}.py{line}" in str(caught.value)
+    app = build(settings_for(tmp_path, name, write(HEAD + SUBJECTS), errors="skip"))
+    assert [table.name for table in app.subject_tables] == ["feedback", "signals", "seen"]
+    assert app.refused == [str(caught.value)]
+
+
+def test_module_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A slip in PLUGINS is an error that names the module."""
+    with pytest.raises(PluginError, match=r"plugin 'no_such\.module': ModuleNotFoundError: No module named 'no_such'"):
+        build(settings_for(tmp_path, "no_such.module"))
+
+
+async def test_left_out_plugin_shows_in_health(write: Write, tmp_path: Path) -> None:
+    """With PLUGIN_ERRORS=skip the app runs without it, is degraded, and says why; nothing of it was added."""
+    app = build(settings_for(tmp_path, write(HEAD + ROUTE + SUBJECTS.replace("signals.", "nowhere.")), errors="skip"))
+    async with TestClient(TestServer(app.http)) as client:
+        health = await (await client.get("/health")).json()
+        assert health["status"] == "degraded"
+        assert "subject table 'seen'" in health["reasons"][0]
+        assert (await client.get("/seen")).status == 404
+
+
+def test_module_itself_function_table_and_routes_are_plugins(write: Write) -> None:
+    """What a test hands over is taken like what is found."""
+    module = importlib.import_module(write(HEAD + SUBJECTS + ROUTE))
+    routes = web.RouteTableDef()
+    routes.static("/files", ".")
+
+    def setup(app: object) -> None:
+        module.routes  # noqa: B018 (a setup may look at anything)
+        app.add_routes(routes)  # type: ignore[attr-defined]
+
+    assert plugin_of(module).subject_tables == [module.subjects]
+    assert plugin_of(module.subjects).name == "seen"
+    assert plugin_of(routes, name="routes").routes == plugin_of(setup).routes == [routes]
+
+
+def test_static_routes_clash_too(tmp_path: Path) -> None:
+    """Two folders under one path are a clash like two handlers."""
+    app = App(settings_for(tmp_path))
+    for _ in range(2):
+        routes = web.RouteTableDef()
+        routes.static("/files", tmp_path)
+        if not app.plugins:
+            app.add_routes(routes)
+    with pytest.raises(PluginError, match="route GET /files/"):
+        app.add_routes(routes)
+
+
+def test_given_plugins_are_the_only_ones(tmp_path: Path) -> None:
+    """A list of plugins replaces the discovery."""
+    app = build(settings_for(tmp_path), plugins=[plugin_of(SubjectTable("alone"))])
+    assert [table.name for table in app.subject_tables] == ["alone"]
+
+
+def test_package_that_fails_is_named_by_its_inner_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a package the last line of its own on the way to the error is told."""
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / next(NAMES)
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "events.py").write_text("\n\nraise RuntimeError('broken')\n")
+    (package / "plugin.py").write_text(f"from {package.name} import events\n")
+    [found] = [found for found in find_plugins([f"{package.name}.plugin"]) if found.origin == "PLUGINS"]
+    with pytest.raises(PluginError, match=r"events\.py:3\): RuntimeError: broken"):
+        load_plugin(found)
+
+
+def test_module_without_a_file_has_no_line() -> None:
+    """A module made by hand is named without a place."""
+    with pytest.raises(PluginError, match=r"^plugin 'made': declares nothing"):
+        plugin_of(ModuleType("made"))
