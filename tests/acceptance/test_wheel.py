@@ -8,8 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,19 @@ ROOT = Path(__file__).parents[2]
 TOPS = ("app", "streams", "state", "prompts", "models")
 
 pytestmark = pytest.mark.timeout(300)
+
+
+def wait(predicate: Callable[[], object], timeout_s: float = 15) -> None:
+    """Returns as soon as the predicate is true; an answer that is not there yet is none."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            if predicate():
+                return
+        except urllib.error.HTTPError as error:
+            assert error.code == 404, error
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
 
 
 def run(command: list[str], folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -98,3 +114,50 @@ def test_wheel_works_from_another_folder(python: Path, tmp_path: Path) -> None:
         worker.communicate(timeout=15)
     assert worker.returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+@pytest.fixture(scope="module")
+def python_with_plugin(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same environment, with the worked plugin installed beside the application."""
+    source = tmp_path_factory.mktemp("plugin") / "worked_plugin"
+    shutil.copytree(ROOT / "tests" / "worked_plugin", source, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(source)]
+    installed = run(command, python.parent)
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    return python
+
+
+def get_json(url: str) -> object:
+    """Reads a JSON answer."""
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return json.load(answer)
+
+
+def test_installed_plugin_is_among_the_handlers(python_with_plugin: Path, tmp_path: Path) -> None:
+    """A package with the entry point is found without a setting: its handler and its timer are listed."""
+    result = run([str(python_with_plugin), "-m", "app", "handlers", "--json"], tmp_path, {"PATH": os.defpath})
+    assert result.returncode == 0, result.stderr
+    mine = [(row["handler"], row["stream"]) for row in json.loads(result.stdout) if row["plugin"] == "streaks"]
+    assert mine == [("streaks.streak_broken", "SIGNALS"), ("streak_ticks.beat", "TIMERS")]
+
+
+def test_installed_plugin_handles_its_subject_timer_and_route(python_with_plugin: Path, tmp_path: Path) -> None:
+    """Beside the app, not a line of which was changed, the plugin's event becomes a row that its route shows."""
+    env = {"PATH": os.defpath, "STATE_DIR": str(tmp_path / "state"), "HTTP_PORT": "0"}
+    program = [str(python_with_plugin), "-m", "app"]
+    with subprocess.Popen([*program, "worker"], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as worker:
+        try:
+            assert worker.stderr is not None
+            ready = next(found for line in worker.stderr if (found := json.loads(line))["message"] == "ready")
+            sent = run([*program, "send", "signals.streak.broken", '{"user_id": "ada", "days": 9}'], tmp_path, env)
+            assert sent.returncode == 0, sent.stderr
+            wait(lambda: get_json(f"{ready['http']}/streaks/ada") == {"broken_count": 1, "longest_days": 9})
+            wait(lambda: "row" in get_json(f"{ready['http']}/state/streak_beats/all"))
+            health = get_json(f"{ready['http']}/health")
+        finally:
+            worker.send_signal(signal.SIGTERM)
+        worker.communicate(timeout=15)
+    assert worker.returncode == 0
+    consumers = health["nats"]["consumers"]  # type: ignore[index]
+    assert {"tipstream-streaks", "tipstream-streak_ticks"} <= consumers.keys()
+    assert consumers["tipstream-streaks"]["handlers"]["streaks.streak_broken"]["processed"] == 1
