@@ -1,0 +1,79 @@
+"""The README's sections for a teammate and for an engineer at night, carried out exactly as printed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from process_kit import Result, Worker, run_app
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+LINE_LIMIT = 15
+
+
+def section(title: str) -> str:
+    """The text of a section."""
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def blocks(title: str, language: str) -> list[str]:
+    """The code blocks of a section."""
+    return re.findall(rf"```{language}\n(.*?)```", section(title), re.DOTALL)
+
+
+def steps(block: str) -> list[tuple[str, list[str]]]:
+    """The commands of a console block, each with the lines that it is said to print."""
+    found = re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
+    return [(lines[0], lines[1:]) for one in found if (lines := one.splitlines())]
+
+
+async def carry_out(command: str, expected: list[str], worker: Worker) -> Result:
+    """Runs a command of the README; whatever it shows has to be among what is printed, ``…`` standing for anything."""
+    python, flag, module, *arguments = shlex.split(command)
+    assert (python, flag, module) == ("python", "-m", "app")
+    result = await run_app(*arguments, worker=worker)
+    for line in expected:
+        pattern = ".*".join(map(re.escape, line.split("…")))
+        assert re.search(f"^{pattern}$", result.out, re.MULTILINE), (line, result.out, result.err)
+    return result
+
+
+@pytest.mark.parametrize("title", ["Add a handler", "Test it"])
+def test_readme_code_is_short(title: str) -> None:
+    """What a teammate has to write is under 15 lines of code."""
+    [code] = blocks(title, "python")
+    assert 0 < len([line for line in code.splitlines() if line.strip()]) < LINE_LIMIT
+
+
+async def test_readme_handler_runs_as_printed(tmp_path: Path) -> None:
+    """The module of "Add a handler", with PLUGINS=streaks and nothing else, turns an event into a row."""
+    (tmp_path / "streaks.py").write_text(blocks("Add a handler", "python")[0])
+    with Worker(tmp_path, PLUGINS="streaks") as worker:
+        await worker.start()
+        sent = await run_app("send", "signals.streak.broken", '{"user_id": "ada"}', worker=worker)
+        assert sent.code == 0, sent.err
+        await worker.wait_counts("tipstream-streaks", processed=1)
+        assert (await worker.get("/state/streaks/ada")).json["row"] == {"count": 1}
+        assert "streaks.streak_broken" in (await run_app("handlers", worker=worker)).out
+
+
+async def test_readme_incident_is_found_corrected_and_verified(tmp_path: Path) -> None:
+    """A handler that wrote a wrong field is found by replay, mended, and its rows are rebuilt and verified."""
+    module, right = tmp_path / "streaks.py", blocks("Add a handler", "python")[0]
+    module.write_text(right.replace("row.count + 1", "row.count + 2"))
+    (look,), (verify, rebuild, verify_again) = (steps(block) for block in blocks("Find out what happened", "console"))
+    with Worker(tmp_path, PLUGINS="streaks") as worker:
+        await worker.start()
+        for user in ("ada", "bob", "ada"):
+            await run_app("send", "signals.streak.broken", f'{{"user_id": "{user}"}}', worker=worker)
+        await worker.wait_counts("tipstream-streaks", processed=3)
+        assert (await carry_out(*look, worker)).code == 0
+        module.write_text(right)
+        assert (await carry_out(*verify, worker)).code == 3
+        refused = await run_app("state", "rebuild", "streaks", "--yes", worker=worker)
+        assert (refused.code, "a worker owns STATE_DIR: stop it first" in refused.err) == (1, True)
+        assert await worker.stop() == 0
+        assert (await carry_out(*rebuild, worker)).code == 0
+        assert (await carry_out(*verify_again, worker)).code == 0
+        await worker.start()
+        assert (await worker.get("/state/streaks/ada")).json["row"] == {"count": 2}
