@@ -88,8 +88,16 @@ def take_snapshot(
     except (OSError, sqlite3.Error) as error:
         raise StoreUnwritable(folder, f"no snapshot could be taken ({error})") from error
     finally:
-        building.unlink(missing_ok=True)
+        _remove(building)
     return Snapshot(path=folder / name, store_id=store_id, **attrs.asdict(facts))
+
+
+def _remove(path: Path) -> None:
+    """Removes what is half made; where even that fails, the next snapshot tries again."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.debug("left behind", extra={"fields": {"file": path.name, "error": str(error)}})
 
 
 def _copy(store: Path, target: Path) -> None:
