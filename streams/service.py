@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -36,10 +37,11 @@ from streams.presence import Presence, age_s, touch
 from streams.probe import Probe
 from streams.redrive import redrive_spec
 from streams.snapshotting import Snapshotting
-from streams.subjects import SubjectTable
+from streams.subjects import Handler, SubjectTable
 from streams.suspects import Gate
 from streams.table_health import Limits
 from streams.topology import STREAMS, ConsumerSpec, stream_of
+from streams.watchdog import Watchdog
 from streams.worker import TableWorker
 
 log = logging.getLogger(__name__)
@@ -132,6 +134,7 @@ class StreamService:
         self._owner_since: float | None = None
         versions = {table.name: table.version for table in tables}
         self._snapshotting = Snapshotting(config.state_dir, versions)
+        self._watchdog = Watchdog(self._handler_of)
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -148,6 +151,7 @@ class StreamService:
             BrokerError: the connection closed for good.
         """
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._watchdog.watching())
             stack.enter_context(self._presence.held())
             lock = self._lock = LockFile.open(self._config.state_dir / OWNER_LOCK)
             stack.callback(lock.close)
@@ -272,6 +276,13 @@ class StreamService:
     def _worker(self, durable: str) -> TableWorker | None:
         return next((crew.workers[durable] for crew in self._crews if durable in crew.workers), None)
 
+    def _handler_of(self, task: "asyncio.Task[Any] | None") -> Handler | None:
+        """Finds the handler that a task runs; called in the watchdog's thread, hence the copies."""
+        for worker in [worker for crew in self._crews for worker in list(crew.workers.values())]:
+            if name := worker.slots.handler_of(task):
+                return next((handler for handler in worker.table.handlers if handler.name == name), None)
+        return None
+
     def health(self) -> Health:
         """What /health shows, as of now."""
         connected = self._broker.is_connected
@@ -309,6 +320,8 @@ class StreamService:
             reasons += [f"timer {name} can't fire: {why}" for name, why in crew.timers.troubles().items()]
             if crew.outbox.error and crew.outbox.unsent_count:
                 reasons.append(f"{crew.outbox.unsent_count} events wait to be published ({crew.outbox.error})")
+        if standstill := self._watchdog.trouble(time.monotonic()):
+            reasons.append(standstill)
         if self._snapshotting.trouble:
             reasons.append(f"no snapshot of the store could be taken: {self._snapshotting.trouble}")
         if self._broker.permission_error:

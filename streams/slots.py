@@ -6,6 +6,7 @@ slot; one more slot is woken in every turn of the event loop in which messages a
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import attrs
 
@@ -45,6 +46,10 @@ class Slots:
         running = [slot for slot in self._slots if slot.deadline is not None]
         overdue = sorted({slot.handler for slot in running if slot.deadline is not None and slot.deadline < now})
         return Running(count=len(running) - sum(slot.handler in overdue for slot in running), overdue=tuple(overdue))
+
+    def handler_of(self, task: "asyncio.Task[Any] | None") -> str | None:
+        """The name of the handler that a task runs now, None if the task is none of these slots; for any thread."""
+        return next((slot.handler for slot in self._slots if slot.task is task and slot.deadline is not None), None)
 
     async def run(self, name: str) -> None:
         """Runs handlers until cancelled; an attempt that ignores its cancellation is not waited for."""

@@ -183,3 +183,15 @@ async def test_message_that_becomes_ready_during_the_stop_is_left_alone() -> Non
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert (failures, made.done) == ([], [])
+
+
+async def test_slots_know_which_handler_a_task_runs() -> None:
+    """A task is known by its slot while an attempt runs in it; any other task runs no handler."""
+    async with bench(2) as made:
+        made.add(1, gated=True)
+        await wait_until(lambda: made.running, what="the handler runs")
+        found = {made.slots.handler_of(task) for task in asyncio.all_tasks()}
+        assert found == {"h1", None} and made.slots.handler_of(None) is None
+        made.gates[1].set()
+        await wait_until(lambda: made.done, what="it has ended")
+        assert {made.slots.handler_of(task) for task in asyncio.all_tasks()} == {None}
