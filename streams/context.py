@@ -72,11 +72,11 @@ class Context:
 
     __slots__ = ("_effects", "_ids", "_key", "_random", "_scope", "message")
 
-    def __init__(self, message: Message, key: str, scope: Scope) -> None:
+    def __init__(self, message: Message, key: str, scope: Scope, *, effects: Effects | None = None) -> None:
         self.message = message
         self._key = key
         self._scope = scope
-        self._effects: Effects | None = None
+        self._effects = effects
         self._random: random.Random | None = None
         self._ids = 0
 

@@ -20,6 +20,7 @@ from models.errors import ApiError, BrokerError, BrokerUnavailable, StoreError, 
 from state.sqlite import SqliteStore
 from streams.broker import Broker
 from streams.commit import Committer
+from streams.isolation import Isolation
 from streams.outbox import Outbox
 from streams.outcomes import Services
 from streams.presence import Presence
@@ -54,6 +55,7 @@ class Ship:
     replicas: int
     executor: concurrent.futures.Executor
     gate: Gate
+    isolation: Isolation
     observe_commit: Callable[[int, float], None]
 
 
@@ -159,6 +161,7 @@ class Crew:
             rng=random.Random(),
             version=version("tipstream"),
             alive=self._ship.presence.alive,
+            isolation=self._ship.isolation,
         )
         for spec in self._specs:
             self.workers[spec.durable] = TableWorker(self._tables[spec.table], spec, services, self._ship.limits)

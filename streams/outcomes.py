@@ -22,6 +22,7 @@ from streams.broker import Broker
 from streams.commit import Committer, Entry
 from streams.context import Effects, Rows
 from streams.held import Held
+from streams.isolation import Isolation
 from streams.message import Message
 from streams.outbox import Outbox, Waiting
 from streams.parked import ParkedLanes
@@ -49,6 +50,7 @@ class Services:
     rng: random.Random
     version: str
     alive: Callable[[], Collection[str]]
+    isolation: Isolation | None = None
 
 
 @attrs.define(kw_only=True)

@@ -14,6 +14,7 @@ import attrs
 
 from state.scratch import Place, Scratch
 from streams.context import Effects, Rows, Scope
+from streams.isolation import Isolation
 from streams.message import Message
 from streams.runner import CANCEL_AGAIN_S, Runner, Slot
 from streams.subjects import Handler, SubjectTable
@@ -77,8 +78,15 @@ class Player:
         self._task: asyncio.Task[Any] | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._cancelled_at: float | None = None
+        self._isolation = Isolation(offline=True)
         self._runners = {
-            table.name: Runner(table, self._scope(table), max_deliver=max_deliver, rng=random.Random(0))
+            table.name: Runner(
+                table,
+                self._scope(table),
+                max_deliver=max_deliver,
+                rng=random.Random(0),
+                isolation=self._isolation,
+            )
             for table in tables
         }
 
@@ -103,6 +111,7 @@ class Player:
         if self._ticking:
             self._ticking.cancel()
             await asyncio.wait((self._ticking,))
+        await self._isolation.__aexit__(None, None, None)
 
     async def _tick(self) -> None:
         """Cancels an attempt past its deadline; whoever else cancels the task wants the end of all."""

@@ -5,7 +5,7 @@ A policy is checked where it is declared, in ``SubjectTable.on``, so that the er
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -26,6 +26,8 @@ class Policy:
         reject_on: exception classes that make a message a dead letter at once.
         retry_on: exception classes that mean "a dependency is down", like Retry. The nearest class in an error's
             method resolution order wins over a farther one.
+        isolate: ``process`` runs the handler in a process of its own, at most four of them at once, which is killed at
+            ``timeout_s`` and whose crash is a failure of the message; for code that may block, loop or crash.
     """
 
     max_deliver: int | None = None
@@ -34,6 +36,7 @@ class Policy:
     retry_for_s: float = DAY_S
     reject_on: tuple[type[Exception], ...] = ()
     retry_on: tuple[type[Exception], ...] = ()
+    isolate: Literal["process"] | None = None
 
     def delay_s(self, attempt: int, rng: random.Random) -> float:
         """The wait after the ``attempt``-th attempt (from 1): its backoff, moved by up to a quarter either way."""
@@ -65,6 +68,8 @@ def _problems(policy: Any) -> Iterator[str]:
         yield f"timeout_s: expected 0.01 to 3600 seconds, got {policy.timeout_s!r}"
     if not _is_between(0, policy.retry_for_s, 30 * DAY_S):
         yield f"retry_for_s: expected 0 to 2592000 seconds, got {policy.retry_for_s!r}"
+    if policy.isolate not in ("process", None):
+        yield f"isolate: expected 'process' or None, got {policy.isolate!r}"
     for name in ("reject_on", "retry_on"):
         classes = getattr(policy, name)
         if not (isinstance(classes, tuple | list) and all(_is_error(cls) for cls in classes)):

@@ -5,6 +5,8 @@ Only a cancellation by shutdown passes through, for then nothing is decided and 
 """
 
 import asyncio
+import functools
+import math
 import random
 import time
 import traceback
@@ -14,13 +16,14 @@ from typing import Any
 
 import attrs
 
-from models.errors import PayloadError
-from streams.context import Context, Scope
+from models.errors import DeclarationError, PayloadError
+from streams.context import Context, Effects, Scope
+from streams.isolation import Isolation
 from streams.message import Message
 from streams.policy import Policy
 from streams.position import Place
-from streams.subjects import Handler, SubjectTable
-from streams.verdict import APPLIED, History, Verdict, decide, describe
+from streams.subjects import Handler, HandlerFunction, SubjectTable
+from streams.verdict import APPLIED, Fault, History, Verdict, decide, fault_of
 
 CANCEL_AGAIN_S = 1.0
 
@@ -117,6 +120,10 @@ class Runner:
         max_deliver: NATS_MAX_DELIVER, for policies without a number of their own.
         rng: the source of jitter.
         recall: finds the earlier attempts of a message that has just failed and brings none along.
+        isolation: runs the handlers that want a process of their own.
+
+    Raises:
+        DeclarationError: a handler wants a process of its own, and there is no isolation.
     """
 
     def __init__(
@@ -127,7 +134,12 @@ class Runner:
         max_deliver: int,
         rng: random.Random,
         recall: Callable[[Item], History | None] | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
+        isolated = [handler.name for handler in table.handlers if handler.policy.isolate]
+        if isolated and isolation is None:
+            raise DeclarationError(f"handler {isolated[0]!r}", "isolate: there are no processes to run it in here")
+        self._isolation = isolation
         self._recall = recall
         self._scope = scope
         self._max_deliver = max_deliver
@@ -174,37 +186,77 @@ class Runner:
         """
         handler = item.handler
         ctx = Context(item.message, item.key, self._scope)
-        error: Exception | None = None
-        slot.begin_attempt(handler.name, handler.policy.timeout_s)
-        try:
-            await handler.function(item.event, ctx)
-        except asyncio.CancelledError:  # the deadline's, the stop's, or of something that the handler awaited
-            error = RuntimeError("the handler, or what it waited for, was cancelled")
-        except Exception as caught:
-            error = caught
-        except BaseException as caught:  # sys.exit() among them: no handler ends the worker
-            if isinstance(caught, KeyboardInterrupt | GeneratorExit):
-                raise
-            error = RuntimeError(f"the handler raised {type(caught).__name__}({caught})")
+        if handler.policy.isolate:
+            result, ctx = await self._run_isolated(item, slot)
+        else:
+            slot.begin_attempt(handler.name, handler.policy.timeout_s)
+            result = await attempt(handler.function, item.event, ctx)
         if slot.has_cancellation:
             await slot.absorb_cancellation()
         if slot.end_attempt():
-            error = TimeoutError(f"ran longer than {handler.policy.timeout_s:g} s")
+            result = TimeoutError(f"ran longer than {handler.policy.timeout_s:g} s")
         if slot.is_stopping:  # even if the handler has swallowed the cancellation
             raise asyncio.CancelledError
-        return (APPLIED if error is None else self.judge(item, error)), ctx
+        return (APPLIED if result is None else self.judge(item, result)), ctx
 
-    def judge(self, item: Item, error: Exception) -> Verdict:
+    async def _run_isolated(self, item: Item, slot: Slot) -> tuple[Exception | Fault | None, Context]:
+        """Runs one attempt in a process; its clock begins when there is one."""
+        isolation, handler = self._isolation, item.handler
+        assert isolation is not None, "the constructor has checked it"
+        slot.begin_attempt(handler.name, math.inf)
+        begin = functools.partial(slot.begin_attempt, handler.name, handler.policy.timeout_s)
+        returned: list[Effects | Fault] = []
+
+        async def run(event: Any, ctx: Context) -> None:
+            returned.append(await isolation.run(handler, item.message, item.key, scope=self._scope, begin=begin))
+
+        ctx = Context(item.message, item.key, self._scope)
+        error = await attempt(run, item.event, ctx)
+        if error is not None:
+            return error, ctx
+        result = returned[0]
+        if isinstance(result, Fault):
+            return result, ctx
+        return None, Context(item.message, item.key, self._scope, effects=result)
+
+    def judge(self, item: Item, error: Exception | Fault) -> Verdict:
         """Decides what becomes of an item whose handler, or whose decoding, failed."""
-        error = _readable(error)
+        policy = item.handler.policy
+        fault = error if isinstance(error, Fault) else fault_in(error, item.handler)
         if item.event is None:
-            return Verdict(kind="dead", is_failure=True, error=describe(error))
+            return Verdict(kind="dead", is_failure=True, error=fault.text)
         if item.history is None and self._recall is not None:
             item.history = self._recall(item)
-        history = item.history or History()
-        verdict = decide(error, history, item.handler.policy, max_deliver=self._max_deliver, rng=self._rng)
-        trace = "".join(traceback.format_exception(error)) if verdict.kind == "dead" else None
-        return attrs.evolve(verdict, where=_origin(error, item.handler), trace=trace)
+        verdict = decide(fault, item.history or History(), policy, max_deliver=self._max_deliver, rng=self._rng)
+        if verdict.kind == "dead" and isinstance(error, Exception):
+            verdict = attrs.evolve(verdict, trace=_trace(error))
+        return verdict
+
+
+async def attempt(function: HandlerFunction, event: Any, ctx: Context) -> Exception | None:
+    """Awaits a handler; whatever it raises, but a KeyboardInterrupt, is returned."""
+    try:
+        await function(event, ctx)
+    except asyncio.CancelledError:  # the deadline's, the stop's, or of something that the handler awaited
+        return RuntimeError("the handler, or what it waited for, was cancelled")
+    except Exception as caught:
+        return caught
+    except BaseException as caught:  # sys.exit() among them: no handler ends the worker
+        if isinstance(caught, KeyboardInterrupt | GeneratorExit):
+            raise
+        return RuntimeError(f"the handler raised {type(caught).__name__}({caught})")
+    return None
+
+
+def fault_in(error: Exception, handler: Handler, *, has_trace: bool = False) -> Fault:
+    """Says what an error of a handler means, and where it was raised; with its traceback if asked."""
+    error = _readable(error)
+    fault = fault_of(error, handler.policy)
+    return attrs.evolve(fault, where=_origin(error, handler), trace=_trace(error) if has_trace else None)
+
+
+def _trace(error: Exception) -> str:
+    return "".join(traceback.format_exception(_readable(error)))
 
 
 async def _never(event: Any, ctx: Context) -> None:

@@ -32,6 +32,7 @@ from streams.health import (
     judge,
     judge_consumer,
 )
+from streams.isolation import Isolation, check_isolated
 from streams.locks import LockFile
 from streams.presence import Presence, age_s, touch
 from streams.probe import Probe
@@ -67,8 +68,9 @@ def consumer_specs(tables: Sequence[SubjectTable], prefix: str) -> list[Consumer
     """The durables of the subject tables that have handlers.
 
     Raises:
-        DeclarationError: a table's subjects lie in no stream, or in several.
+        DeclarationError: a table's subjects lie in no stream, or in several; or a handler can't be isolated.
     """
+    check_isolated(tables)
     specs = []
     for table in tables:
         subjects = tuple(handler.subject for handler in table.handlers)
@@ -158,14 +160,14 @@ class StreamService:
             executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
             stack.callback(executor.shutdown)
             stack.push_async_callback(_cancelled, asyncio.create_task(self._probe.run(), name="probe"))
-            ship = self._ship(executor)
+            ship = self._ship(executor, await stack.enter_async_context(Isolation()))
             duties = [asyncio.create_task(self._take_turns(lock, ship, shutdown_s), name="owner")]
             shared = [spec for spec in self._specs if spec.is_shared]
             if shared:
                 duties.append(asyncio.create_task(self._share(ship, shared, shutdown_s), name="shared"))
             await _all_or_first_failure(duties)
 
-    def _ship(self, executor: concurrent.futures.Executor) -> Ship:
+    def _ship(self, executor: concurrent.futures.Executor, isolation: Isolation) -> Ship:
         return Ship(
             broker=self._broker,
             presence=self._presence,
@@ -173,6 +175,7 @@ class StreamService:
             replicas=self._config.replicas,
             executor=executor,
             gate=Gate(),
+            isolation=isolation,
             observe_commit=self._observe_commit,
         )
 

@@ -1,8 +1,8 @@
-"""The decision what becomes of a message, taken without I/O from its error and its history.
+"""The decision what becomes of a message, taken without I/O from its fault and its history.
 
 The verdict lives in the exception: returning is success, ``Retry`` waits, ``Reject`` gives up, anything else is a
-failure that is tried again until the policy's limit. streams/runner.py turns every ending of a handler into a call of
-``decide``; streams/worker.py carries the verdict out.
+failure that is tried again until the policy's limit. ``fault_of`` says what an error means under a policy;
+streams/runner.py turns every ending of a handler into a call of ``decide``; streams/worker.py carries the verdict out.
 """
 
 import random
@@ -57,27 +57,48 @@ class History:
     journal: tuple[Failure, ...] = ()
 
 
-def decide(error: Exception, history: History, policy: Policy, *, max_deliver: int, rng: random.Random) -> Verdict:
-    """Decides what becomes of a message whose handler raised ``error``.
+@attrs.frozen(kw_only=True)
+class Fault:
+    """What went wrong in an attempt, as plain data: it may come from another process.
+
+    Args:
+        kind: what the policy makes of the error's class: ``reject``, ``retry`` or ``failure``.
+        text: the error in one line.
+        asked_s: the delay that a Retry asks for, or None.
+        where: the line that raised it, or None.
+        trace: its traceback, or None.
+    """
+
+    kind: Literal["reject", "retry", "failure"]
+    text: str
+    asked_s: float | None = None
+    where: str | None = None
+    trace: str | None = None
+
+
+def fault_of(error: Exception, policy: Policy) -> Fault:
+    """Says what an error means under a policy."""
+    return Fault(kind=_kind_of(error, policy), text=describe(error), asked_s=_asked_s(error))
+
+
+def decide(fault: Fault, history: History, policy: Policy, *, max_deliver: int, rng: random.Random) -> Verdict:
+    """Decides what becomes of a message whose attempt ended with a fault.
 
     Args:
         history: the attempts before this one.
         max_deliver: NATS_MAX_DELIVER; the policy's own number wins.
         rng: the source of jitter.
     """
-    text = describe(error)
-    kind = _kind_of(error, policy)
-    if kind == "reject":
-        return Verdict(kind="dead", is_failure=True, error=text)
+    dead = Verdict(kind="dead", is_failure=True, error=fault.text, where=fault.where, trace=fault.trace)
+    if fault.kind == "reject":
+        return dead
     attempt = history.attempts + 1
-    asked_s = _asked_s(error)
-    delay_s = policy.delay_s(attempt, rng) if asked_s is None else asked_s
-    if kind == "retry" and history.age_s < policy.retry_for_s:
-        return Verdict(kind="parked", delay_s=delay_s, error=text)
+    delay_s = policy.delay_s(attempt, rng) if fault.asked_s is None else fault.asked_s
+    parked = Verdict(kind="parked", delay_s=delay_s, error=fault.text, where=fault.where)
+    if fault.kind == "retry" and history.age_s < policy.retry_for_s:
+        return parked
     limit = policy.max_deliver or max_deliver
-    if history.failures + 1 >= limit:
-        return Verdict(kind="dead", is_failure=True, error=text)
-    return Verdict(kind="parked", delay_s=delay_s, is_failure=True, error=text)
+    return dead if history.failures + 1 >= limit else attrs.evolve(parked, is_failure=True)
 
 
 def _asked_s(error: Exception) -> float | None:

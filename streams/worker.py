@@ -54,7 +54,14 @@ class TableWorker:
         self.orphans: set[str] = set()
         self.consumer = Consumer(services.broker, spec, store_id=services.store_id, sink=self)
         earlier = functools.partial(recall, services.store, spec.durable) if spec.is_shared else None
-        self._runner = Runner(table, self._scope(), max_deliver=limits.max_deliver, rng=services.rng, recall=earlier)
+        self._runner = Runner(
+            table,
+            self._scope(),
+            max_deliver=limits.max_deliver,
+            rng=services.rng,
+            recall=earlier,
+            isolation=services.isolation,
+        )
         self._outcomes = Outcomes(self._hand, services, self)
         self._unparker = Unparker(self._hand, services.store, self._unpark)
         self._attempts = Attempts(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from models.errors import PayloadError, Reject, Retry
 from streams.policy import Policy
-from streams.verdict import APPLIED, History, Verdict, decide, describe
+from streams.verdict import APPLIED, History, Verdict, decide, describe, fault_of
 
 
 class Base(Exception):
@@ -40,7 +40,7 @@ LIMIT = 5
 
 
 def _decide(error: Exception, history: History, policy: Policy, rng: random.Random | None = None) -> Verdict:
-    return decide(error, history, policy, max_deliver=LIMIT, rng=rng or random.Random(1))
+    return decide(fault_of(error, policy), history, policy, max_deliver=LIMIT, rng=rng or random.Random(1))
 
 
 def test_verdict_of_success_is_no_failure() -> None:
@@ -81,7 +81,9 @@ def test_failure_gets_exactly_max_deliver_attempts(limit: int, policy: Policy) -
     kinds: list[str] = []
     while not kinds or kinds[-1] == "parked":
         history = History(failures=len(kinds), attempts=len(kinds))
-        verdict = decide(Base(), history, Policy(max_deliver=limit), max_deliver=1, rng=random.Random(1))
+        verdict = decide(
+            fault_of(Base(), Policy()), history, Policy(max_deliver=limit), max_deliver=1, rng=random.Random(1)
+        )
         kinds.append(verdict.kind)
     assert kinds == ["parked"] * (limit - 1) + ["dead"]
 
@@ -180,6 +182,6 @@ class RateLimited(Retry):
 def test_retry_of_a_class_of_its_own_takes_the_backoff(delay_s: object) -> None:
     """A subclass without a sensible delay waits as the policy says, instead of ending the worker."""
     policy = Policy(backoff_s=(4,))
-    verdict = decide(RateLimited(delay_s), History(), policy, max_deliver=5, rng=random.Random(1))
+    verdict = decide(fault_of(RateLimited(delay_s), policy), History(), policy, max_deliver=5, rng=random.Random(1))
     assert (verdict.kind, verdict.is_failure) == ("parked", False)
     assert 3 <= verdict.delay_s <= 5  # 4 s, give or take a quarter
