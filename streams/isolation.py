@@ -116,9 +116,11 @@ class Isolation:
 
     Args:
         offline: the handlers may make no outgoing connections.
+        start_s: seconds that a process has to import its handler.
     """
 
-    def __init__(self, *, offline: bool = False) -> None:
+    def __init__(self, *, offline: bool = False, start_s: float = START_S) -> None:
+        self._start_s = start_s
         self._is_offline = offline
         self._pools: dict[str, Pool] = {}
         self._processes: set[Process] = set()
@@ -138,7 +140,7 @@ class Isolation:
         idle = [process for pool in self._pools.values() for process in pool.idle]
         for process in idle:
             process.writer.close()  # at which it ends by itself
-        await asyncio.gather(*(self._end_of(process, END_S) for process in idle))
+        await asyncio.gather(*(self._end_of(process) for process in idle))
         for process in list(self._processes):
             self._kill(process)
         if self._reaping:
@@ -187,14 +189,14 @@ class Isolation:
             raise NotStarted(f"the handler's process can't be started ({error})") from error
         is_ready = False
         try:
-            async with asyncio.timeout(START_S):
+            async with asyncio.timeout(self._start_s):
                 await process.send(self._assignment(handler))
                 report = await self._answer(process)
             if report.fault:
                 raise NotStarted(f"the handler's process can't import it ({report.fault.text})")
             is_ready = True
         except TimeoutError as error:
-            raise NotStarted(f"the handler's process was not ready within {START_S:g} s") from error
+            raise NotStarted(f"the handler's process was not ready within {self._start_s:g} s") from error
         except (EOFError, OSError, msgspec.DecodeError) as error:
             raise NotStarted(f"the handler's process ended at its start ({await self._end_of(process)})") from error
         finally:
@@ -251,10 +253,10 @@ class Isolation:
         return report.fault or _effects(report.effects, scope)
 
     @staticmethod
-    async def _end_of(process: Process, within_s: float = REAP_S) -> str:
+    async def _end_of(process: Process) -> str:
         """How a process whose connection has ended came to its end."""
         try:
-            code = await asyncio.to_thread(process.popen.wait, within_s)
+            code = await asyncio.to_thread(process.popen.wait, END_S)
         except subprocess.TimeoutExpired:
             return "it closed its connection"
         return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 
@@ -80,6 +81,24 @@ def failing(error: Exception) -> Callable[[], None]:
     return fail
 
 
+def own_sockets() -> list[int]:
+    """The descriptor through which this process speaks to its worker."""
+    names = [(int(entry.name), os.readlink(entry)) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    return [fd for fd, name in names if fd > 2 and name.startswith("socket:")]
+
+
+def garble() -> None:
+    """Says something that is no record."""
+    for fd in own_sockets():
+        os.write(fd, b"\x00\x00\x00\x01\xc1")
+
+
+def close() -> None:
+    """Closes the connection and lives on."""
+    os.closerange(3, 100)
+    time.sleep(60)
+
+
 WAYS: dict[str, Callable[[], object]] = {
     "succeed": lambda: None,
     "huge": lambda: None,
@@ -93,5 +112,7 @@ WAYS: dict[str, Callable[[], object]] = {
     "retry": failing(Retry("later", 0.01)),
     "down": failing(Down("gone")),
     "fail": failing(ValueError("bad")),
+    "garble": garble,
+    "close": close,
     "connect": lambda: socket.create_connection(("127.0.0.1", 9)),
 }

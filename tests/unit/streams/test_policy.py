@@ -22,7 +22,7 @@ def test_policy_default_is_the_contract() -> None:
         30,
         86_400,
     )
-    assert (policy.reject_on, policy.retry_on) == ((), ())
+    assert (policy.reject_on, policy.retry_on, policy.isolate) == ((), (), None)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,7 @@ def test_policy_default_is_the_contract() -> None:
         pytest.param({"retry_for_s": 0}, id="no-patience"),
         pytest.param({"retry_for_s": 30 * 86_400}, id="long-patience"),
         pytest.param({"reject_on": [ValueError, KeyError]}, id="error-list"),
+        pytest.param({"isolate": "process"}, id="isolated"),
     ],
 )
 def test_policy_takes_its_bounds_and_any_sequence(fields: dict[str, Any]) -> None:
@@ -48,6 +49,7 @@ def test_policy_takes_its_bounds_and_any_sequence(fields: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
+        pytest.param({"isolate": "thread"}, "isolate: expected 'process' or None, got 'thread'", id="isolate"),
         pytest.param({"max_deliver": 0}, "max_deliver: expected an int .*, or None, got 0", id="no-delivery"),
         pytest.param({"max_deliver": 1001}, "max_deliver: expected an int .* got 1001", id="too-many"),
         pytest.param({"backoff_s": ()}, "backoff_s: expected one or more delays", id="no-backoff"),
