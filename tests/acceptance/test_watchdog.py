@@ -1,49 +1,71 @@
-"""The watchdog of the event loop in a real worker: an endless loop in a handler, and a process that is only stopped.
+"""The watchdog of the event loop in a real worker: an endless loop in a handler, and a process that is only stopped."""
 
-The worker runs a copy of the packages, in which one handler is changed.
-"""
-
-import shutil
 import signal
 import time
 from pathlib import Path
 
+import pytest
 from harness import wait_until
-from process_kit import Worker, publish, rewarded
+from process_kit import Worker, publish
 
-ROOT = Path(__file__).parents[2]
 STANDS_STILL = "the event loop stands still"
+PLUGIN = """
+import attrs
+
+from streams import Context, Policy, SubjectTable, Table
 
 
-class Changed(Worker):
-    """A worker on a copy of the packages, whose coverage is not measured: it would count as files of their own."""
-
-    @property
-    def env(self) -> dict[str, str]:
-        """The environment of the process."""
-        return {name: value for name, value in super().env.items() if not name.startswith("COVERAGE_")}
+@attrs.frozen(kw_only=True)
+class Spin:
+    user_id: str
+    is_endless: bool = True
 
 
-def write_endless_handler(folder: Path) -> None:
-    """Copies the packages; the handler of rewards never returns."""
-    for package in (marker.parent for marker in ROOT.glob("*/py.typed")):
-        shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-    file = folder / "streams" / "handlers" / "feedback.py"
-    head, found, _ = file.read_text().partition("async def tip_rewarded")
-    body = "(event: TipRewarded, ctx: Context) -> None:\n    while True:\n        pass\n"
-    file.write_text(f"{head}{found}{body}")
+@attrs.frozen(kw_only=True)
+class Spins:
+    count: int = 0
+
+
+SPINS = Table("spins", Spins)
+subjects = SubjectTable("spinning", tables=[SPINS])
+
+
+@subjects.on("signals.spin", policy=Policy(timeout_s=3, isolate=ISOLATE))
+async def spin(event: Spin, ctx: Context) -> None:
+    while event.is_endless:
+        pass
+    row = ctx.get(SPINS, event.user_id) or Spins()
+    ctx.put(SPINS, event.user_id, Spins(count=row.count + 1))
+"""
+
+
+def spinning(folder: Path, isolate: str | None) -> Worker:
+    """A worker with a handler that never ends."""
+    (folder / "spinning.py").write_text(PLUGIN.replace("ISOLATE", repr(isolate)))
+    return Worker(folder, PLUGINS="spinning")
+
+
+async def begin(worker: Worker) -> None:
+    """Starts the worker and gives it the event that never ends."""
+    await worker.start()
+    await worker.wait_ok()
+    await publish(worker.nats, "signals.spin", [{"user_id": "ana"}])
+
+
+def isolated_pids(worker: Worker) -> list[int]:
+    """The worker's processes of isolated handlers."""
+    pids = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+    return [int(pid) for pid in pids if b"isolation_program" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 async def test_worker_names_the_handler_of_an_endless_loop(tmp_path: Path) -> None:
     """The log says which handler, at which line, although HTTP does not answer any more."""
-    write_endless_handler(tmp_path)
-    with Changed(tmp_path) as worker:
-        await worker.consume()
-        await publish(worker.nats, "feedback.tip.rewarded", [rewarded(1)])
+    with spinning(tmp_path, None) as worker:
+        await begin(worker)
         await wait_until(lambda: worker.said(STANDS_STILL), what="the standstill is said")
         found = worker.said(STANDS_STILL)[0]
-        assert found["handler"] == "feedback.tip_rewarded" and found["level"] == "error"
-        assert found["where"].startswith("feedback.py:") and found["where"].endswith(" in tip_rewarded")
+        assert found["handler"] == "spinning.spin" and found["level"] == "error"
+        assert found["where"].startswith("spinning.py:") and found["where"].endswith(" in spin")
         await worker.kill9()
 
 
@@ -57,3 +79,28 @@ async def test_worker_that_was_stopped_blames_nobody(tmp_path: Path) -> None:
         worker.signal(signal.SIGCONT)
         await worker.wait_ok()
         assert worker.said(STANDS_STILL) == []
+
+
+async def test_worker_with_an_isolated_endless_loop_goes_on(tmp_path: Path) -> None:
+    """The process is killed at its time, /health stays ok all the while, and the worker stops in order."""
+    with spinning(tmp_path, "process") as worker:
+        await begin(worker)
+        await wait_until(lambda: isolated_pids(worker), what="the handler's process runs")
+        assert (await worker.health())["status"] == "ok"
+        await worker.wait_counts("tipstream-spinning", errors=1)
+        await publish(worker.nats, "signals.spin", [{"user_id": "bob", "is_endless": False}])
+        await worker.wait_counts("tipstream-spinning", processed=1)
+        assert (await worker.health())["status"] == "ok" and worker.said(STANDS_STILL) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_worker_that_ends_leaves_no_isolated_process(tmp_path: Path, number: signal.Signals) -> None:
+    """Its processes die with it, killed or stopped, even those in an endless loop."""
+    with spinning(tmp_path, "process") as worker:
+        worker.settings["SHUTDOWN_S"] = "1"
+        await begin(worker)
+        await wait_until(lambda: isolated_pids(worker), what="the handler's process runs")
+        pids = isolated_pids(worker)
+        worker.signal(number)
+        await worker.ended()
+        await wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), what="they are gone")

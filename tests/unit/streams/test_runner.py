@@ -6,12 +6,13 @@ import time
 from collections.abc import Awaitable, Callable
 
 import attrs
+import isolated_handlers
 import pytest
 from consume_kit import NOTES, Note, Step, ended, item_of, runner_of, steps
 from harness import wait_until
 from streams_kit import make_message, make_scope
 
-from models.errors import Reject, Retry
+from models.errors import DeclarationError, Reject, Retry
 from streams.context import Context
 from streams.policy import Policy
 from streams.runner import Item, Runner, Slot
@@ -329,3 +330,9 @@ def test_handler_is_found_by_subject_and_by_pattern() -> None:
     assert exact.handler_for("signals.step") is not None
     assert pattern.handler_for("signals.other") is not None
     assert exact.handler_for("signals.other") is None
+
+
+def test_runner_without_isolation_refuses_an_isolated_handler() -> None:
+    """It would run beside everything else, which is what its policy rules out."""
+    with pytest.raises(DeclarationError, match=r"handler 'isolated\.obey': isolate: there are no processes"):
+        runner_of(isolated_handlers.subjects)
