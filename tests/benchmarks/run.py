@@ -20,6 +20,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import nats  # noqa: E402 (a publisher outside the application)
 from harness import NatsServer  # noqa: E402 (found by the line above)
+from replay import measure_replay  # noqa: E402 (it lies beside this file)
 
 COUNT = int(os.environ.get("BENCH_COUNT", "50000"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
@@ -151,6 +152,7 @@ def main() -> None:
         (folder / "nats").mkdir()
         measure_consumers(folder)
         measure_latency(folder)
+        measure_replay(folder / "replay", count=COUNT, rounds=ROUNDS)
         measure_idle(folder)
 
 
