@@ -27,6 +27,9 @@ FunctionT = TypeVar("FunctionT", bound=HandlerFunction)
 KeyFunction = Callable[[Any], str]
 
 
+DECLARED_BY = "__tipstream__"
+"""The attribute of a handler's function that lists the tables that declare it, for tests to find the way back."""
+
 Order = Literal["key", "none"]
 Delivery = Literal["pull", "push"]
 Start = Literal["all", "new"] | dt.datetime | int
@@ -234,6 +237,7 @@ class SubjectTable:
                 former=former and f"{self.name}.{former}",
             )
         )
+        vars(function).setdefault(DECLARED_BY, []).append(self)
 
     def handler_for(self, subject: str) -> Handler | None:
         """Finds the handler of a message's subject."""
