@@ -122,6 +122,11 @@ class App:
         """The folders of prompt variants that plugins bring."""
         return [folder for plugin in self.plugins for folder in plugin.prompt_folders]
 
+    @property
+    def service(self) -> StreamService | None:
+        """What runs the subject tables, once there is a connection to NATS."""
+        return self._service
+
     def health(self) -> Health:
         """What /health shows, as of now."""
         if self._service:

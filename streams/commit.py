@@ -122,6 +122,11 @@ class Committer:
             return False
         return True
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything submitted so far is committed or dropped."""
+        return self._idle.is_set()
+
     async def flushed(self) -> None:
         """Waits until everything submitted so far is committed or dropped."""
         await self._idle.wait()

@@ -132,6 +132,11 @@ class Consumer:
         is_new = self._detached_at is None or time.monotonic() - self._detached_at < ATTACH_GRACE_S
         return None if is_new or self._is_stopping else f"no deliveries: {self.reason}"
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether deliveries flow, as far as this side knows."""
+        return self._inbox is not None and not self._broken.is_set()
+
     def break_off(self, reason: str) -> None:
         """Stops dispatching what is delivered; the next attach follows."""
         if not self._broken.is_set():

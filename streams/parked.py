@@ -49,6 +49,10 @@ class ParkedLanes:
             self._scheduled.add(key)
             heapq.heappush(self._due, (due, key))
 
+    def is_due(self, now: float) -> bool:
+        """Whether a lane may run now."""
+        return bool(self._due) and self._due[0][0] <= now
+
     def take_due(self, now: float, limit: int) -> list[str]:
         """Lanes whose first message may run now, ``limit`` at most; each has no further turn until it is scheduled."""
         keys: list[str] = []

@@ -286,6 +286,33 @@ class StreamService:
                 return next((handler for handler in worker.table.handlers if handler.name == name), None)
         return None
 
+    @property
+    def specs(self) -> Sequence[ConsumerSpec]:
+        """The durables that it serves."""
+        return self._specs
+
+    def unfinished(self, *, with_parked: bool = True) -> list[str]:
+        """What is under way in this process, in words; nothing when it only waits for messages.
+
+        Args:
+            with_parked: count messages that wait for a later run, too.
+        """
+        if self._owned is None:
+            return ["not started yet"]
+        found = []
+        for spec in self._specs:
+            worker = self._worker(spec.durable)
+            problems = worker.health.unfinished(with_parked=with_parked) if worker else ["not attached"]
+            found += [f"{spec.durable}: {problem}" for problem in problems]
+        for crew in self._crews:
+            if not crew.committer.is_idle:
+                found.append(f"outcomes to be committed ({crew.committer.failure or 'on their way'})")
+            if crew.outbox.unsent_count:
+                found.append(
+                    f"{crew.outbox.unsent_count} events to be published ({crew.outbox.error or 'on their way'})"
+                )
+        return found
+
     def health(self) -> Health:
         """What /health shows, as of now."""
         connected = self._broker.is_connected

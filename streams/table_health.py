@@ -2,6 +2,7 @@
 
 import datetime as dt
 import time
+from collections.abc import Iterator
 
 import attrs
 
@@ -46,6 +47,22 @@ class TableHealth:
     def held_count(self) -> int:
         """Messages in hand that have no outcome yet; parked ones are not in hand."""
         return len(self._hand.held)
+
+    def unfinished(self, *, with_parked: bool) -> Iterator[str]:
+        """What is under way here, in words.
+
+        Args:
+            with_parked: count what waits for a later run, too, and not only what is due.
+        """
+        hand = self._hand
+        if not self._consumer.is_attached:
+            yield f"not attached ({self._consumer.reason})"
+        if len(hand.held):
+            yield f"{len(hand.held)} messages in hand"
+        if hand.letters:
+            yield f"{len(hand.letters)} dead letters to be stored"
+        if hand.parked.message_count and (with_parked or hand.parked.is_due(time.time())):
+            yield f"{hand.parked.message_count} messages parked"
 
     def idle_s(self, quiet_at: float) -> float:
         """Seconds for which messages wait and nothing happens.
