@@ -1,11 +1,14 @@
 """The README's sections for a teammate and for an engineer at night, carried out exactly as printed."""
 
+import asyncio
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from process_kit import Result, Worker, run_app
+from process_kit import Result, Worker, environment, run_app
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 LINE_LIMIT = 15
@@ -77,3 +80,16 @@ async def test_readme_incident_is_found_corrected_and_verified(tmp_path: Path) -
         assert (await carry_out(*verify_again, worker)).code == 0
         await worker.start()
         assert (await worker.get("/state/streaks/ada")).json["row"] == {"count": 2}
+
+
+async def test_readme_test_passes_as_printed(tmp_path: Path) -> None:
+    """The tests of "Test it" pass on the module of "Add a handler", and fail on one that counts wrongly."""
+    right = blocks("Add a handler", "python")[0]
+    (tmp_path / "test_streaks.py").write_text(blocks("Test it", "python")[0])
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "asyncio_mode=auto", "-p", "no:cacheprovider"]
+    for text, ended in ((right, "2 passed"), (right.replace("row.count + 1", "row.count + 2"), "2 failed")):
+        (tmp_path / "streaks.py").write_text(text)
+        done = await asyncio.to_thread(
+            subprocess.run, command, cwd=tmp_path, env=environment(tmp_path, {}), capture_output=True, text=True
+        )
+        assert ended in done.stdout, done.stdout + done.stderr
