@@ -26,7 +26,7 @@ class Offline:
         self._is_on = False
 
     def __enter__(self) -> None:
-        sys.addaudithook(self._watch)
+        sys.addaudithook(self.watch)
         self._is_on = True
 
     def __exit__(
@@ -34,15 +34,32 @@ class Offline:
     ) -> None:
         self._is_on = False
 
-    def _watch(self, event: str, arguments: tuple[object, ...]) -> None:
-        if not self._is_on or event not in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
-            return
-        target = arguments[0:2] if event == "socket.getaddrinfo" else arguments[1]
-        if isinstance(target, tuple) and len(target) >= 2:
-            if (str(target[0]), _number(target[1])) in self._allowed:
-                return
-            raise NetworkRefused(f"{target[0]}:{target[1]}")
-        raise NetworkRefused(str(target))
+    def watch(self, event: str, arguments: tuple[object, ...]) -> None:
+        """What Python calls before each audited event.
+
+        Raises:
+            NetworkRefused: it would reach somebody else.
+        """
+        if self._is_on and (target := refused(event, arguments, self._allowed)) is not None:
+            raise NetworkRefused(target)
+
+
+def refused(event: str, arguments: tuple[object, ...], allowed: Collection[Address]) -> str | None:
+    """Whom an audited event wants to reach without being allowed to; None when there is nothing to refuse."""
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        target = arguments[1]
+    elif event == "socket.getaddrinfo":
+        target = arguments[0:2]
+    elif event in ("socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"):
+        target = arguments[0]
+    else:
+        return None
+    if target is None:  # over a socket that is connected, which was watched already
+        return None
+    if isinstance(target, tuple) and len(target) >= 2:
+        is_allowed = (str(target[0]), _number(target[1])) in allowed
+        return None if is_allowed else f"{target[0]}:{target[1]}"
+    return str(target)
 
 
 def _number(port: object) -> int:
