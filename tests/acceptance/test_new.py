@@ -12,27 +12,6 @@ ROOT = Path(__file__).parents[2]
 SUBJECT = "signals.streak.broken"
 EVENTS = '{"user_id": "ana", "days": 3}\n{"user_id": "ana", "days": 4, "at": "2026-03-01T09:00:00Z"}\n'
 
-# Stands in for the test kit where the checkout has none: runs the handler on the decoded event over rows in memory.
-KIT = """\
-import sys, types
-import msgspec
-from streams.context import Context, Effects, Scope
-from streams.message import Message
-
-async def run_handler(function, event, *, state=None):
-    table = sys.modules[function.__module__].subjects
-    handler = table.handlers[0]
-    event = handler.decode(msgspec.json.encode(event))
-    rows = {(table.name, key): table.encode(row) for table, some in (state or {}).items() for key, row in some.items()}
-    scope = Scope(name=table.name, tables={rows.name: rows for rows in table.tables}, waiting={},
-                  fetch=lambda table, key: rows.get((table, key)), publishable=bool, max_payload_bytes=lambda: 1000)
-    ctx = Context(Message("SIGNALS", handler.subject, b"", "", 1, 1, 1), handler.key_of(event), scope)
-    await function(event, ctx)
-    effects = ctx.effects or Effects()
-    writes = {place: written.row for place, written in effects.rows.items()}
-    return types.SimpleNamespace(verdict="applied", writes=writes, adds=effects.adds)
-"""
-
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -42,8 +21,6 @@ def checkout(tmp_path: Path) -> Path:
     for name in (*packages, "tests/unit/streams/handlers"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", folder)
-    if not (folder / "streams" / "testing.py").exists():
-        (folder / "streams" / "testing.py").write_text(KIT)
     return folder
 
 
