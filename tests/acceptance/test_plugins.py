@@ -1,0 +1,128 @@
+"""Plugins of a real worker: beside broken ones, with a route, a command and a prompt variant."""
+
+from pathlib import Path
+
+import pytest
+from process_kit import Worker, publish, run_app
+
+GOOD = """
+from pathlib import Path
+import attrs
+import click
+from aiohttp import web
+from app import fetch_row
+from streams import Context, SubjectTable, Table
+
+@attrs.frozen(kw_only=True)
+class Seen:
+    user_id: str
+
+@attrs.frozen(kw_only=True)
+class Row:
+    count: int = 0
+
+ROWS = Table("seen", Row)
+subjects = SubjectTable("seen", tables=[ROWS])
+failing = SubjectTable("failing")
+routes = web.RouteTableDef()
+
+@subjects.on("signals.seen")
+async def seen(event: Seen, ctx: Context) -> None:
+    row = ctx.get(ROWS, event.user_id) or Row()
+    ctx.put(ROWS, event.user_id, Row(count=row.count + 1))
+
+@failing.on("signals.seen")
+async def fail(event: Seen, ctx: Context) -> None:
+    raise RuntimeError("always")
+
+@routes.get("/seen/{user_id}")
+async def show(request: web.Request) -> web.Response:
+    row = await fetch_row(request, ROWS, request.match_info["user_id"])
+    return web.json_response({"count": row.count if row else 0})
+
+@click.command("greet")
+@click.argument("name")
+def greet(name: str) -> None:
+    \"\"\"Greet somebody.\"\"\"
+    click.echo(f"hello {name}")
+
+def setup(app):
+    app.add_subjects(subjects)
+    app.add_subjects(failing)
+    app.add_routes(routes)
+    app.add_command(greet)
+    app.add_prompts(Path(__file__).parent / "variants")
+"""
+VARIANT = """---
+version: terse
+purpose: one word
+variables: {user_name: the name}
+limits: {max_chars: 20}
+---
+Answer in one word.
+--- user
+{{ user_name }}
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    """A worker with a good plugin and a broken one, which is left out; not started."""
+    (tmp_path / "good.py").write_text(GOOD)
+    (tmp_path / "broken.py").write_text("raise RuntimeError('not today')\n")
+    (tmp_path / "variants").mkdir()
+    (tmp_path / "variants" / "terse.j2").write_text(VARIANT)
+    return Worker(tmp_path, PLUGINS="good,broken", PLUGIN_ERRORS="skip")
+
+
+async def test_good_plugin_works_beside_a_broken_one(worker: Worker) -> None:
+    """Its handler, row and route work; /health says what was left out; a handler of its that fails stops no other."""
+    with worker:
+        await worker.start()
+        await worker.wait_health(lambda health: "tipstream-seen" in health["nats"]["consumers"], what="the durable")
+        await worker.wait_health(lambda health: health["nats"]["connected"], what="a connection")
+        assert (await run_app("send", "signals.seen", '{"user_id": "ada"}', worker=worker)).code == 0
+        await publish(worker.nats, "signals.seen", [{"user_id": "ada"}] * 4)
+        health = await worker.wait_counts("tipstream-seen", processed=5)
+        assert (await worker.get("/seen/ada")).json == {"count": 5}
+        assert (await worker.get("/seen/bob")).json == {"count": 0}
+        assert health["status"] == "degraded"
+        assert any("plugin 'broken'" in reason and "not today" in reason for reason in health["reasons"])
+        await worker.wait_health(lambda now: now["nats"]["consumers"]["tipstream-failing"]["errors"], what="errors")
+
+
+async def test_commands_of_plugins_are_found(worker: Worker) -> None:
+    """A plugin's command runs and is in the help; a broken plugin is a line on stderr, and our commands don't mind."""
+    with worker:
+        greeted = await run_app("greet", "ada", worker=worker)
+        assert (greeted.code, greeted.out) == (0, "hello ada\n")
+        assert "warning: left out: plugin 'broken'" in greeted.err
+        assert "greet" in (await run_app("--help", worker=worker)).out
+        unknown = await run_app("nosuch", worker=worker)
+        assert (unknown.code, "No such command 'nosuch'" in unknown.err) == (2, True)
+        settings = await run_app("settings", worker=worker)
+        assert (settings.code, settings.err) == (0, "")
+        handlers = await run_app("handlers", worker=worker)
+        assert "warning: left out: plugin 'broken'" in handlers.err
+        assert "seen.seen\tsignals.seen\tSIGNALS\ttipstream-seen\tSeen\tuser_id\tgood" in handlers.out.splitlines()
+
+
+async def test_prompt_variants_of_plugins_are_listed(worker: Worker) -> None:
+    """A variant in a plugin's folder is one among those that ship."""
+    with worker:
+        listed = await run_app("prompts", "list", worker=worker)
+    assert listed.code == 0, listed.err
+    assert [line.partition("\t")[0] for line in listed.out.splitlines()] == ["v1", "v2", "v3", "terse"]
+
+
+async def test_broken_plugin_stops_the_start(worker: Worker) -> None:
+    """By default it is one error with its name, file and line; the help still works."""
+    worker.settings["PLUGIN_ERRORS"] = "stop"
+    with worker:
+        ended = await run_app("worker", worker=worker)
+        assert ended.code == 1
+        assert ended.err.strip().endswith("broken.py:1): RuntimeError: not today")
+        assert (await run_app("--help", worker=worker)).code == 0
+        worker.settings["PLUGINS"] = "no-module"
+        helped = await run_app("--help", worker=worker)
+        assert (helped.code, "warning: no plugin's commands: PLUGINS: expected" in helped.err) == (0, True)
