@@ -140,7 +140,8 @@ def make_plan(
         return plan
     first_kept = int(stream["state"]["first_seq"])
     for base in bases:
-        if (wanted := _after(base, known, applied, end)) is not None and (ledger.lowest(wanted) or end) >= first_kept:
+        wanted = _after(base, known, applied, end)
+        if wanted is not None and not ledger.below(wanted, first_kept):
             plan.base, plan.wanted = base, wanted
             return plan
     plan.wanted = ledger.below(applied, end)
