@@ -1,4 +1,4 @@
-"""Playing stored messages: as the worker runs them, with what was kept of then, and nothing made real but the scratch."""
+"""Playing stored messages: as the worker runs them, with what was kept of then; only the scratch store changes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
