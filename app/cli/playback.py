@@ -68,12 +68,12 @@ def _raw(row: bytes | None) -> Any:
 
 
 def _event(payload: bytes) -> Any:
-    """An event's JSON as it is, or, of other bytes, their text."""
+    """An event's JSON without its line breaks, or, of other bytes, their text."""
     try:
         msgspec.json.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return payload.decode("utf-8", "backslashreplace")
-    return msgspec.Raw(payload)
+    return msgspec.Raw(msgspec.json.format(payload, indent=-1))
 
 
 class Printer:
