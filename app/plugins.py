@@ -234,11 +234,12 @@ def check_plugin(plugin: Plugin, others: Iterable[Plugin], *, prefix: str) -> No
             problem = f"command {command.name!r}: {commands[command.name]!r} has it"
             raise PluginError(plugin.name, _start_of(command.callback), problem)
         commands[str(command.name)] = plugin.name
-    folders = [folder for other in others for folder in other.prompt_folders]
-    try:
-        load_variants([SHIPPED, *folders, *plugin.prompt_folders])
-    except AppError as error:
-        raise PluginError(plugin.name, plugin.made_at, str(error)) from error
+    if plugin.prompt_folders:
+        folders = [folder for other in others for folder in other.prompt_folders]
+        try:
+            load_variants([SHIPPED, *folders, *plugin.prompt_folders])
+        except AppError as error:
+            raise PluginError(plugin.name, plugin.made_at, str(error)) from error
 
 
 def _table_problems(table: SubjectTable, others: Iterable[SubjectTable], prefix: str) -> Iterator[str]:

@@ -9,7 +9,6 @@ by the fault that it makes. Nothing of the application imports this module.
 import asyncio
 import contextlib
 import tempfile
-import time
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
@@ -126,6 +125,11 @@ class LiveApp:
         """What it was started with."""
         return self.app.settings
 
+    @property
+    def server_url(self) -> str:
+        """The URL of the nats-server for a client of the test's own, beside the proxy."""
+        return self._server.url
+
     async def _start(self) -> None:
         given = {"NATS_URL": self._proxy.url, "STATE_DIR": str(self._folder / "state"), "HTTP_PORT": "0"}
         settings = load_settings({"SHUTDOWN_S": str(SHUTDOWN_S), **self._env, **given})
@@ -144,7 +148,8 @@ class LiveApp:
         if runner is None:
             return
         try:
-            await self.app.finish()
+            if self._server.is_running:  # without one there is nobody to hand anything back to
+                await self.app.finish()
         finally:
             await runner.cleanup()
 
@@ -164,30 +169,35 @@ class LiveApp:
         return service.unfinished(with_parked=not parked) if service else ["not started yet"]
 
     async def _becomes(self, look: Callable[[], Any], timeout_s: float, what: str) -> None:
-        """Waits until a look at things finds nothing, or says what it finds last."""
-        deadline = time.monotonic() + timeout_s
-        found: Any = ["nothing was seen yet"]
-        while found:
-            if self.app.ended.is_set():
-                await self.app.finish()  # raises why
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise AssertionError(f"{what} within {timeout_s:g} s: {'; '.join(found)}")
-            try:
-                async with asyncio.timeout(left_s):
-                    found = await look()
-            except (TimeoutError, BrokerUnavailable, ApiError) as error:
-                found = [f"the server does not answer ({error})"]
-            if found:
-                await asyncio.sleep(POLL_S)
+        """Waits until a look at things finds nothing; says what the last one found otherwise."""
+        found: list[str] = ["the server does not answer"]
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    if self.app.ended.is_set():
+                        await self.app.finish()  # raises why
+                    try:
+                        found = await look()
+                    except (BrokerUnavailable, ApiError) as error:
+                        found = [f"the server does not answer ({error})"]
+                    if not found:
+                        return
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise AssertionError(f"{what} within {timeout_s:g} s: {'; '.join(found)}") from None
 
     # What a test sends and waits for.
 
     async def publish(self, subject: str, event: object) -> int:
         """Publishes a record, a dict or bytes as they are, and returns the sequence once it is stored."""
         payload = encode_event(event, "publish")
-        await self._broker.connected.wait()
+        await self._connected()
         return (await self._broker.publish(subject, payload, {})).seq
+
+    async def _connected(self) -> None:
+        if not self._server.is_running:
+            raise BrokerUnavailable("the nats-server does not run: restart_server() starts it")
+        await self._broker.connected.wait()
 
     async def quiet(self, timeout_s: float = 10.0, *, parked: bool = False) -> None:
         """Waits until nothing is under way: no message pending, in hand, unacked or parked, no event unpublished.
@@ -254,7 +264,7 @@ class LiveApp:
         A message that is unacked comes a second time in its turn. All that is stored comes by a reset of the durables,
         as after a restored backup: an ordered table notices that and goes on where it was.
         """
-        await self._broker.connected.wait()
+        await self._connected()
         lost, self._lost_acks = self._lost_acks, {}
         for reply in lost:
             await self._broker.send(reply.decode(), b"-NAK")
@@ -269,12 +279,14 @@ class LiveApp:
 
     async def kill_server(self) -> None:
         """Kills the server as a crash does; the worker goes on without it."""
+        await self._proxy.refuse()
         await asyncio.to_thread(self._server.kill9)
 
     async def restart_server(self) -> None:
         """Kills the server, if it runs, and starts it anew on the same port and data."""
         await self.kill_server()
         await asyncio.to_thread(self._server.start)
+        await self._proxy.accept()
         await self._broker.connected.wait()
 
     # What a test looks at.

@@ -248,6 +248,20 @@ class TcpProxy:
         for writer in self._writers:
             writer.transport.abort()
 
+    async def refuse(self) -> None:
+        """End every connection, and refuse new ones, as the port of a dead server does."""
+        if self._server is not None:
+            self._server.close()
+            self.cut()
+            await self._server.wait_closed()
+            self._server = None
+
+    async def accept(self) -> None:
+        """Take connections, at first on a free port, later on the same one."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._accept, HOST, self.port)
+            self.port = int(self._server.sockets[0].getsockname()[1])
+
     def blackhole(self) -> None:
         """Forward nothing from now on, and keep what comes."""
         self._healthy.clear()
@@ -257,21 +271,17 @@ class TcpProxy:
         self._healthy.set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, HOST, 0)
-        self.port = int(self._server.sockets[0].getsockname()[1])
+        await self.accept()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._server is not None
-        self._server.close()
-        self.cut()
+        await self.refuse()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        await self._server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._forward(reader, writer))
@@ -279,11 +289,14 @@ class TcpProxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_writer = None
         try:
             far_reader, far_writer = await asyncio.open_connection(HOST, self.target_port)
         except OSError:
-            writer.transport.abort()
             return
+        finally:
+            if far_writer is None:
+                writer.transport.abort()
         both = {writer, far_writer}
         self._writers |= both
         pumps = [
