@@ -110,7 +110,7 @@ async def test_settings_and_handlers_print_for_people_and_programs(tmp_path: Pat
         handlers = await run_app("handlers", "--json", worker=worker)
         assert handlers.code == 0
         assert [one["handler"] for one in handlers.json] == [
-            *("signals.task_synced", "signals.tip_feedback", "feedback.tip_rewarded"),
+            *("feedback.tip_rewarded", "signals.task_synced", "signals.tip_feedback"),
         ]
         assert list(tmp_path.iterdir()) == []
 
@@ -124,7 +124,7 @@ async def test_worker_in_text_says_on_its_output_where_everything_is(tmp_path: P
         assert lines[0].startswith("tipstream ")
         assert lines[1].startswith("  http     http://127.0.0.1:")
         assert lines[2:4] == ["  nats     disabled (NATS_URL is empty)", f"  state    {tmp_path}/var/state.db"]
-        assert lines[4] == "  handler  signals.task_synced  <-  signals.task.synced"
+        assert lines[4] == "  handler  feedback.tip_rewarded  <-  feedback.tip.rewarded"
         assert await worker.stop() == 0
         assert worker.noise[-1].endswith("INFO  app.main  stopped\n")
 
@@ -161,7 +161,7 @@ async def test_audit_and_the_ways_out_of_a_loss(tmp_path: Path) -> None:
         assert (busy.code, busy.err) == (1, "Error: a worker owns STATE_DIR: stop it first\n")
         await worker.stop()
         result = await run_app("audit", "--json", worker=worker)
-        assert (result.code, [table["matched"] for table in result.json]) == (0, [2, 0])
+        assert (result.code, [table["matched"] for table in result.json]) == (0, [0, 2])
         assert (await run_app("streams", "accept-loss", worker=worker)).out == "nothing was lost\n"
         adopted = await run_app("streams", "adopt", "--at", "floor", "--yes", worker=worker)
         assert (adopted.code, adopted.out.splitlines()[0]) == (0, "tipstream-signals: was ours already, after 2")

@@ -96,8 +96,17 @@ async def test_answer_of_somebody_else_is_no_acknowledgement(
         async def meddle(message: Msg) -> None:
             await nc.publish(message.reply, reply)
 
+        async def is_heard() -> bool:
+            """A subscription may be there a moment later for other connections."""
+            try:
+                await broker.publish("foreign.a", b"", {})
+            except BrokerUnavailable as error:
+                return "nobody answers" not in str(error)
+            return True
+
         await nc.subscribe("foreign.a", cb=meddle)
         await nc.flush()
+        await wait_until(is_heard)
         with pytest.raises(BrokerUnavailable, match="somebody else answers there"):
             await broker.publish("foreign.a", b"", {})
 
