@@ -5,15 +5,20 @@ For whoever looks on: audits, replays, commands. A worker attaches a durable ins
 
 import contextlib
 import datetime as dt
+import itertools
 from collections.abc import AsyncGenerator, Collection
 
 from streams.broker import API_PREFIX, Broker
 from streams.message import Message
+from streams.patterns import covers, matches, overlap
 from streams.topology import NANOSECONDS
 
 SILENT_S = 10.0
 INACTIVE_S = 3600
 """A reader that runs slow handlers may ask for nothing for long; it deletes its consumer when it ends."""
+
+EARLIEST, LATEST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.datetime(2262, 1, 1, tzinfo=dt.UTC)
+"""The server counts nanoseconds in 64 bits; before and after that an instant turns into another one."""
 
 
 async def read_messages(
@@ -33,20 +38,31 @@ async def read_messages(
     if last_seq < first_seq:
         return
     start: dict[str, object] = {"deliver_policy": "by_start_sequence", "opt_start_seq": max(1, first_seq)}
-    name, count = await _create(broker, stream, subjects, start, headers_only=headers_only)
+    filters = separate(subjects)
+    is_wider = bool(subjects) and not filters
+    name, count = await _create(broker, stream, filters, start, headers_only=headers_only)
     try:
         async with contextlib.aclosing(broker.read(stream, name, count, silent_s=SILENT_S)) as messages:
             async for message, _ in messages:
                 if message.seq > last_seq:
                     return
+                if is_wider and not any(matches(pattern, message.subject) for pattern in subjects):
+                    continue
                 yield message
     finally:
         await broker.send(f"{API_PREFIX}CONSUMER.DELETE.{stream}.{name}")
 
 
+def separate(subjects: Collection[str]) -> list[str]:
+    """The same patterns so that no two overlap, which the server refuses; none at all when that can't be said."""
+    wanted = sorted(set(subjects))
+    kept = [one for one in wanted if not any(other != one and covers(other, one) for other in wanted)]
+    return [] if any(overlap(one, other) for one, other in itertools.combinations(kept, 2)) else kept
+
+
 async def seq_at(broker: Broker, stream: str, instant: dt.datetime) -> int | None:
     """The sequence of the first message that was stored at an instant or after it; None when there is none."""
-    begin = instant.astimezone(dt.UTC).isoformat()
+    begin = min(max(instant, EARLIEST), LATEST).astimezone(dt.UTC).isoformat()
     start: dict[str, object] = {"deliver_policy": "by_start_time", "opt_start_time": begin}
     name, count = await _create(broker, stream, (), start, headers_only=True)
     try:
