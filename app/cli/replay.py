@@ -83,9 +83,9 @@ def replay_command(obj: HasEnvironment, /, *, where: str | None, is_json: bool, 
     again from the newest snapshot before it and the stream. Nothing is written or published, handlers can't connect
     to anybody, and a worker may run meanwhile.
     """
-    if asked["ago"] and asked["first"]:
+    if asked["ago"] is not None and asked["first"] is not None:
         raise click.UsageError("--last and --from can't be combined")
-    question = Question(where=Where(where) if where else None, **asked)
+    question = Question(where=None if where is None else Where(where), **asked)
     settings = load_settings(obj.env)
     chosen = _choose(settings, question)
     configure_logging("error", "text", sys.stderr)
@@ -190,7 +190,7 @@ async def _plans(
 
 async def _spans(broker: Broker, chosen: Chosen, question: Question) -> dict[str, Span]:
     """The sequences asked for, by stream; a stream that is not there has none."""
-    first = Place(dt.datetime.now(dt.UTC) - question.ago) if question.ago else question.first
+    first = question.first if question.ago is None else Place(dt.datetime.now(dt.UTC) - question.ago)
     spans = {}
     for stream in sorted({spec.stream for _, spec in chosen}):
         info = await stream_info(broker, stream)
