@@ -159,10 +159,11 @@ class LiveApp:
         await self._start()
 
     async def _not_started(self) -> list[str]:
-        await self._broker.connected.wait()
+        found = [what for what in self._unfinished(parked=True) if "attached" in what or "started" in what]
+        if found or not self._broker.connected.is_set():
+            return found or ["not connected"]
         there = (await self._broker.api("STREAM.NAMES"))["streams"] or []
-        missing = [f"stream {stream.name} is missing" for stream in STREAMS if stream.name not in there]
-        return missing + [what for what in self._unfinished(parked=True) if "attached" in what or "started" in what]
+        return [f"stream {stream.name} is missing" for stream in STREAMS if stream.name not in there]
 
     def _unfinished(self, *, parked: bool) -> list[str]:
         service = self.app.service

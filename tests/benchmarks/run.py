@@ -145,6 +145,11 @@ def measure_idle(folder: Path) -> None:
     print(f"\nidle worker over {IDLE_S:g} s: {share:.2%} of a core, {int(resident.split()[1]) / 1024:.0f} MB resident")
 
 
+def measure_kit() -> None:
+    """Prints what tests with the test kit cost."""
+    subprocess.run([sys.executable, str(HERE / "kit.py")], timeout=300, check=True)
+
+
 def main() -> None:
     """Runs everything and prints the tables."""
     with tempfile.TemporaryDirectory(prefix="tipstream-bench-") as name:
@@ -154,6 +159,8 @@ def main() -> None:
         measure_latency(folder)
         measure_replay(folder / "replay", count=COUNT, rounds=ROUNDS)
         measure_idle(folder)
+    sys.stdout.flush()
+    measure_kit()
 
 
 if __name__ == "__main__":
