@@ -250,7 +250,10 @@ class Isolation:
             except StoreError as error:
                 peeked = Peeked(error=str(error))
             await process.send(peeked)
-        return report.fault or _effects(report.effects, scope)
+        if report.fault is not None:
+            return report.fault
+        assert report.effects is not None, "a task ends with a fault or with effects"
+        return _effects(report.effects, scope)
 
     @staticmethod
     async def _end_of(process: Process) -> str:
@@ -308,9 +311,7 @@ def _row(table: str, key: str, scope: Scope) -> KeyedRow:
         raise Retry(f"get: a row of {table!r} can't be read: {error}") from error
 
 
-def _effects(sent: EffectsSent | None, scope: Scope) -> Effects:
-    if sent is None:
-        return Effects()
+def _effects(sent: EffectsSent, scope: Scope) -> Effects:
     decoded: dict[tuple[str, str], Any] = {
         (table, key): None if row is None else scope.tables[table].decode(row) for table, key, row in sent.puts
     }

@@ -170,17 +170,36 @@ async def test_isolation_blames_no_message_for_a_process_that_does_not_start(
     assert isinstance(fault, Fault) and fault.kind == "retry" and fault.text.startswith(text)
 
 
-async def test_isolation_without_descriptors_is_a_retry() -> None:
+@pytest.mark.parametrize("free_count", [0, 3], ids=["for no connection", "for no process"])
+async def test_isolation_without_descriptors_is_a_retry(free_count: int) -> None:
     """A machine that can't start another process now may be able to later."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.dup(0) for _ in range(free_count)]  # the lowest ones; a connection takes two, a start two more
     async with Isolation() as isolation:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(free, default=2) + 1, hard))
+        for fd in free:
+            os.close(fd)
         try:
             fault = await run(isolation)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert isinstance(fault, Fault) and fault.kind == "retry"
     assert fault.text.startswith("the handler's process can't be started (")
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_isolation_cancelled_at_a_start_leaves_no_process(turns: int) -> None:
+    """However far the start of a process has come, it is gone when the attempt is cancelled."""
+    async with Isolation() as isolation:
+        attempt = asyncio.create_task(run(isolation))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        attempt.cancel()
+        await asyncio.gather(attempt, return_exceptions=True)
+        assert isolation.pids == []
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children]
+    assert not any(b"isolation_program" in command for command in commands)
 
 
 async def test_isolation_of_unreadable_rows_is_a_retry() -> None:
