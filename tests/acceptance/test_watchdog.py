@@ -10,6 +10,8 @@ from process_kit import Worker, publish
 
 STANDS_STILL = "the event loop stands still"
 PLUGIN = """
+import logging
+
 import attrs
 
 from streams import Context, Policy, SubjectTable, Table
@@ -32,6 +34,7 @@ subjects = SubjectTable("spinning", tables=[SPINS])
 
 @subjects.on("signals.spin", policy=Policy(timeout_s=3, isolate=ISOLATE))
 async def spin(event: Spin, ctx: Context) -> None:
+    logging.getLogger("spinning").warning("spinning")
     while event.is_endless:
         pass
     row = ctx.get(SPINS, event.user_id) or Spins()
@@ -85,7 +88,7 @@ async def test_worker_with_an_isolated_endless_loop_goes_on(tmp_path: Path) -> N
     """The process is killed at its time, /health stays ok all the while, and the worker stops in order."""
     with spinning(tmp_path, "process") as worker:
         await begin(worker)
-        await wait_until(lambda: isolated_pids(worker), what="the handler's process runs")
+        await wait_until(lambda: worker.said("spinning"), what="the handler's process runs")
         assert (await worker.health())["status"] == "ok"
         await worker.wait_counts("tipstream-spinning", errors=1)
         await publish(worker.nats, "signals.spin", [{"user_id": "bob", "is_endless": False}])
@@ -99,7 +102,7 @@ async def test_worker_that_ends_leaves_no_isolated_process(tmp_path: Path, numbe
     with spinning(tmp_path, "process") as worker:
         worker.settings["SHUTDOWN_S"] = "1"
         await begin(worker)
-        await wait_until(lambda: isolated_pids(worker), what="the handler's process runs")
+        await wait_until(lambda: worker.said("spinning"), what="the handler's process runs")
         pids = isolated_pids(worker)
         worker.signal(number)
         await worker.ended()

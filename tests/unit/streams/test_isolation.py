@@ -1,9 +1,11 @@
 """The worker's side of isolated handlers: which can be isolated, and what becomes of a process."""
 
 import asyncio
+import functools
 import os
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,17 @@ def scope_of(**fields: Any) -> Scope:
 
 
 async def run(
-    isolation: Isolation, what: str = "succeed", *, handler: Handler = HANDLER, scope: Scope | None = None
+    isolation: Isolation,
+    what: str = "succeed",
+    *,
+    handler: Handler = HANDLER,
+    scope: Scope | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> Effects | Fault:
     """Runs one attempt for Ana."""
     payload = msgspec.json.encode({"user_id": "ana", "n": 7, "what": what})
     message = make_message(1, payload, subject=SUBJECT)
-    return await isolation.run(handler, message, "ana", scope=scope or scope_of(), begin=lambda: None)
+    return await isolation.run(handler, message, "ana", scope=scope or scope_of(), begin=begin)
 
 
 def handler_in(folder: Path, name: str, body: str) -> Handler:
@@ -114,9 +121,12 @@ async def test_isolation_uses_a_process_again_and_replaces_one_that_ended() -> N
 async def test_isolation_runs_so_many_processes_and_leaves_none() -> None:
     """More messages than processes wait for one; a cancelled attempt's process is killed."""
     async with Isolation() as isolation:
-        attempts = [asyncio.create_task(run(isolation, "sleep")) for _ in range(PROCESS_LIMIT + 2)]
-        await wait_until(lambda: len(isolation.pids) == PROCESS_LIMIT, what="all processes")
+        begun: list[None] = []
+        begin = functools.partial(begun.append, None)
+        attempts = [asyncio.create_task(run(isolation, "sleep", begin=begin)) for _ in range(PROCESS_LIMIT + 2)]
+        await wait_until(lambda: len(begun) == PROCESS_LIMIT, 20, what="all processes run")
         pids = isolation.pids
+        assert len(pids) == PROCESS_LIMIT
         for attempt in attempts:
             attempt.cancel()
         await asyncio.gather(*attempts, return_exceptions=True)
