@@ -51,7 +51,7 @@ async def test_worker_says_where_everything_is(tmp_path: Path) -> None:
         assert ready["http"].startswith("http://127.0.0.1:") and not ready["http"].endswith((":0", ":8080"))
         assert ready["nats"] == f"{worker.nats} (embedded)"
         assert ready["state"] == str(tmp_path / "var" / "state.db")
-        assert ready["feedback.tip_rewarded", "signals.task_synced", "signals.tip_feedback"]
+        assert ready["handlers"] == ["feedback.tip_rewarded", "signals.task_synced", "signals.tip_feedback"]
         assert any("NATS_URL is unset" in line["message"] for line in worker.logs)
 
 
