@@ -92,7 +92,12 @@ class Crew:
         self._is_owner = store.is_owner
 
     def own(self) -> None:
-        """Has this process, which has become the owner, take care of what others leave of shared tables."""
+        """Has this process, which has become the owner, take care of what others leave of shared tables.
+
+        A crew that stops, or has stopped, begins nothing any more: its store is about to be closed.
+        """
+        if self._is_stopping:
+            return
         self._is_owner = True
         for durable, worker in self.workers.items():
             worker.run_parked()
@@ -138,6 +143,7 @@ class Crew:
             await self._drain(shutdown_s)
             is_clean = True
         finally:
+            self._is_stopping = True
             for task in [*background, *ends]:
                 task.cancel()
             await asyncio.wait([*background, *ends], timeout=CANCEL_S)

@@ -30,7 +30,9 @@ from state.sqlite import SqliteReader
 from state.store import store_path
 from state.tables import Table
 from streams.context import Context
+from streams.locks import LockFile
 from streams.policy import Policy
+from streams.service import OWNER_LOCK
 from streams.subjects import SubjectTable
 
 Behaviour = Callable[[Step, Context], Awaitable[None]]
@@ -254,3 +256,19 @@ async def test_shared_table_survives_its_server(nats_server: NatsServer, tmp_pat
         nats_server.restart()
         await total_becomes(state, 400)
         assert (await info(nc, "shared"))["num_pending"] == 0
+
+
+async def test_crew_that_has_stopped_takes_nothing_over(nats_server: NatsServer, tmp_path: Path) -> None:
+    """A process that becomes the owner while it stops does not read the closed store of its shared tables."""
+    state = tmp_path / "state"
+    state.mkdir()
+    lock = LockFile.open(state / OWNER_LOCK)
+    assert lock.try_exclusive()
+    async with running_service(nats_server.url, state, [shared_table()]) as one:
+        await wait_until(lambda: one.service._shared and one.service._shared.workers)
+        crew = one.service._shared
+        assert crew is not None
+        await one.stop()
+        crew.own()
+        assert crew.redrivers == {}
+    lock.close()
