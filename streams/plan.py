@@ -48,6 +48,7 @@ class Plan:
         wanted: the sequences that have to run.
         trouble: why they can't be made again as a whole; None when they can.
         ran: how many of the wanted messages were met in the stream.
+        is_read: the stream was read up to the end of the plan, so that what was not met is missing.
         failed: those that today's handlers don't take: ``failed_count``, and the first ones.
     """
 
@@ -59,6 +60,7 @@ class Plan:
     wanted: ledger.Numbers = attrs.field(factory=dict)
     trouble: str | None = None
     ran: int = 0
+    is_read: bool = False
     guessed: int = 0
     failed_count: int = 0
     failed: list[Failed] = attrs.field(factory=list)
@@ -95,8 +97,8 @@ class Plan:
 
     @property
     def missing_count(self) -> int:
-        """Wanted messages that the stream does not have; known once all are read."""
-        return ledger.count(self.wanted) - self.ran
+        """Wanted messages that the stream does not have; 0 until it is read."""
+        return ledger.count(self.wanted) - self.ran if self.is_read else 0
 
     @property
     def proved(self) -> str:

@@ -101,11 +101,14 @@ async def replay(
                     if message.seq < plan.upto:
                         if plan.wants(message.seq) and plan.take(message):
                             await _run_again(plan, player, message)
-                    elif span and (played := await player.play(plan.table, message)):
+                        continue
+                    plan.is_read = True
+                    if span and (played := await player.play(plan.table, message)):
                         if played.verdict.kind == "applied":
                             player.keep(played)
                         yield played
         for plan in group:
+            plan.is_read = True
             await _catch_up(plan, player, float("inf"))
 
 

@@ -143,6 +143,11 @@ class Summary:
             name = plan.table.name
             if plan.trouble:
                 self.remarks.append(f"{name}: the rows before the first message are incomplete: {plan.trouble}")
+            elif plan.missing_count:
+                self.remarks.append(
+                    f"{name}: the rows before the first message are incomplete: {plan.missing_count} messages that were"
+                    f" applied are no longer in stream {plan.spec.stream}"
+                )
             if plan.failed_count:
                 first = plan.failed[0]
                 self.remarks.append(

@@ -148,6 +148,16 @@ async def test_replay_says_what_the_rows_lack(bench: Bench) -> None:
     assert "incomplete" not in (await bench.run("--from", "4", "--json", "--empty")).stderr
 
 
+@pytest.mark.parametrize("options", [(), ("--limit", "1")], ids=["all", "limited"])
+async def test_replay_says_that_a_message_was_deleted(bench: Bench, options: tuple[str, ...]) -> None:
+    """One message amid those of before that is gone from the stream is said, too, also when the end is not reached."""
+    async with client(bench.url) as nc:
+        await nc.jetstream().delete_msg("SIGNALS", 2)
+    result = await bench.run("--from", "4", "--json", *options)
+    expected = "incomplete: 1 messages that were applied are no longer in stream SIGNALS"
+    assert result.exit_code == 0 and expected in result.stderr
+
+
 async def test_replay_changes_nothing(bench: Bench) -> None:
     """The store has the same rows, and the server the same streams and no consumer, after a replay."""
     before = dump(bench.folder / "state.db")
