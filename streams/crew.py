@@ -10,7 +10,7 @@ import concurrent.futures
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -111,6 +111,13 @@ class Crew:
                 )
                 self.redrivers[durable] = redriver
                 self._group.create_task(redriver.run(), name=redriver.spec.durable)
+
+    def unfinished(self) -> Iterator[str]:
+        """What is decided and not carried out, in words."""
+        if not self.committer.is_idle:
+            yield f"outcomes to be committed ({self.committer.failure or 'on their way'})"
+        if self.outbox.unsent_count:
+            yield f"{self.outbox.unsent_count} events to be published ({self.outbox.error or 'on their way'})"
 
     async def run(self, stop: asyncio.Event, shutdown_s: float) -> None:
         """Consumes until ``stop``; then drains for at most ``shutdown_s`` seconds.

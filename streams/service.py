@@ -304,14 +304,7 @@ class StreamService:
             worker = self._worker(spec.durable)
             problems = worker.health.unfinished(with_parked=with_parked) if worker else ["not attached"]
             found += [f"{spec.durable}: {problem}" for problem in problems]
-        for crew in self._crews:
-            if not crew.committer.is_idle:
-                found.append(f"outcomes to be committed ({crew.committer.failure or 'on their way'})")
-            if crew.outbox.unsent_count:
-                found.append(
-                    f"{crew.outbox.unsent_count} events to be published ({crew.outbox.error or 'on their way'})"
-                )
-        return found
+        return found + [problem for crew in self._crews for problem in crew.unfinished()]
 
     def health(self) -> Health:
         """What /health shows, as of now."""

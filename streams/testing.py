@@ -64,7 +64,8 @@ def live_app(*things: object, time_scale: float = 1.0, env: Mapping[str, str] | 
     Args:
         things: subject tables, route tables, plugin modules or ``setup`` functions; the tables that ship are
             ``streams.handlers.signals`` and ``streams.handlers.feedback``.
-        time_scale: multiplies the waits of every policy, and those of ``Retry(delay_s=…)``.
+        time_scale: multiplies the waits of every policy, and those of ``Retry(delay_s=…)``; isolated handlers then run
+            in the test's process.
         env: further settings, as in the environment.
 
     Raises:

@@ -23,6 +23,7 @@ from streams.message import Message
 from streams.patterns import matches
 from streams.runner import Item, Runner, Slot
 from streams.subjects import DECLARED_BY, Handler, HandlerFunction, SubjectTable
+from streams.testing_scale import in_this_process
 from streams.topology import EVENT_HEADER_BYTES, HEADER_BUDGET_BYTES, STREAMS, is_publishable, stream_of
 from streams.verdict import History, Kind, Verdict
 
@@ -90,7 +91,7 @@ async def run_handler(
     now: dt.datetime = NOW,
     failures: int | History = 0,
 ) -> Outcome:
-    """Runs a handler on one event as a worker would.
+    """Runs a handler on one event as a worker would, in this process also if it is isolated.
 
     Args:
         handler: the function that a subject table declares; or the table, with ``subject``.
@@ -105,6 +106,9 @@ async def run_handler(
         DeclarationError: an argument does not fit; names it.
     """
     table, found = _find(handler, subject)
+    if found.policy.isolate:
+        found = attrs.evolve(found, policy=attrs.evolve(found.policy, isolate=None))
+    table = in_this_process(table)
     subject = found.subject if subject is None else subject
     runner = Runner(table, _scope(table, state), max_deliver=MAX_DELIVER, rng=STEADY)
     stream = _stream_of(subject, found.name)

@@ -33,7 +33,10 @@ class _Hurried:
 
 
 def scaled_table(table: SubjectTable, scale: float) -> SubjectTable:
-    """A copy of a subject table with every wait of its policies multiplied; timers fire as they did."""
+    """A copy of a subject table with every wait of its policies multiplied; timers fire as they did.
+
+    Its handlers run in this process, also those with ``isolate="process"``: another process would find the original.
+    """
     if scale == 1:
         return table
     result = copy.copy(table)
@@ -54,4 +57,16 @@ def scaled_policy(policy: Policy, scale: float) -> Policy:
         backoff_s=tuple(delay_s * scale for delay_s in policy.backoff_s),
         retry_for_s=policy.retry_for_s * scale,
         timeout_s=max(policy.timeout_s * scale, min(policy.timeout_s, LEAST_TIMEOUT_S)),
+        isolate=None,
     )
+
+
+def in_this_process(table: SubjectTable) -> SubjectTable:
+    """The table, or a copy of it in which no handler wants a process of its own."""
+    if not any(handler.policy.isolate for handler in table.handlers):
+        return table
+    result = copy.copy(table)
+    result.handlers = [
+        attrs.evolve(handler, policy=attrs.evolve(handler.policy, isolate=None)) for handler in table.handlers
+    ]
+    return result

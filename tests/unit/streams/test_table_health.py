@@ -7,6 +7,7 @@ import attrs
 import pytest
 from streams_kit import DURABLE, make_item
 
+from state.store import ParkedLane
 from streams.health import ConsumerHealth
 from streams.outcomes import Hand
 from streams.stats import TableStats
@@ -18,6 +19,8 @@ class Attach:
     """Stands in the consumer's place: when it attached."""
 
     attached_at: float = 0.0
+    is_attached: bool = True
+    reason: str | None = None
 
 
 @attrs.define
@@ -89,3 +92,26 @@ def test_intake_stops_when_too_much_waits(elsewhere: int, outbox: Unsent, said: 
     hand = new_hand()
     hand.parked_elsewhere = elsewhere
     assert health_of(hand, outbox=outbox).intake_stopped == said
+
+
+def test_unfinished_says_what_is_under_way() -> None:
+    """Messages in hand, dead letters on their way and parked lanes are named; what is parked for later only if told."""
+    hand = new_hand()
+    health = health_of(hand)
+    assert list(health.unfinished(with_parked=True)) == []
+    hand.held.add(make_item(1))
+    hand.letters[2] = make_item(2).message
+    hand.parked.load({"ana": ParkedLane(due=time.time() + 3600, count=3)})
+    under_way = ["1 messages in hand", "1 dead letters to be stored"]
+    assert list(health.unfinished(with_parked=False)) == under_way
+    assert list(health.unfinished(with_parked=True)) == [*under_way, "3 messages parked"]
+    hand.parked.load({"ana": ParkedLane(due=time.time() - 1, count=3)})
+    assert list(health.unfinished(with_parked=False))[-1] == "3 messages parked"
+
+
+def test_unfinished_says_that_a_worker_is_not_attached() -> None:
+    """Without an attach, nothing is known to be finished."""
+    consumer: Any = Attach(is_attached=False, reason="reconnected")
+    limits = Limits(max_deliver=5, parked_max=10)
+    health = TableHealth(new_hand(), limits, Unsent(), slots=None, consumer=consumer)  # type: ignore[arg-type]
+    assert list(health.unfinished(with_parked=True)) == ["not attached (reconnected)"]

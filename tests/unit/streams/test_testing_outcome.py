@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import os
 from typing import Any
 
 import attrs
@@ -74,6 +75,12 @@ async def slow(event: Step, ctx: Context) -> None:
 async def rung(event: Tick, ctx: Context) -> None:
     """Publishes bytes that are no JSON."""
     ctx.publish("signals.rung", b"\xff")
+
+
+@subjects.on("signals.isolated", policy=Policy(isolate="process", backoff_s=(9,)))
+async def isolated(event: Step, ctx: Context) -> None:
+    """Fails, and says where."""
+    raise RuntimeError(f"in {os.getpid()}")
 
 
 async def never_declared(event: Step, ctx: Context) -> None:
@@ -162,6 +169,12 @@ async def test_run_handler_passes_a_cancellation_of_the_test_on() -> None:
 async def rung_never(event: Step, ctx: Context) -> None:
     """Waits for ever."""
     await asyncio.Event().wait()
+
+
+async def test_run_handler_runs_an_isolated_handler_here() -> None:
+    """A handler that wants a process of its own is judged the same, in the test's process."""
+    outcome = await run_handler(isolated, ADA)
+    assert (outcome.verdict, outcome.delay_s, outcome.error) == ("parked", 9, f"RuntimeError: in {os.getpid()}")
 
 
 async def test_run_handler_takes_a_table_and_a_subject() -> None:

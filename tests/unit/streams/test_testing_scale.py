@@ -38,6 +38,7 @@ def test_scaled_policy_multiplies_waits() -> None:
     assert scaled_policy(policy, 0.01) == Policy(backoff_s=(0.01, 0.05), retry_for_s=36, timeout_s=1, max_deliver=3)
     assert scaled_policy(Policy(timeout_s=0.5), 0.01).timeout_s == 0.5
     assert scaled_policy(Policy(timeout_s=300), 0.1).timeout_s == 30
+    assert scaled_policy(Policy(isolate="process"), 0.1).isolate is None
 
 
 @pytest.mark.parametrize(
