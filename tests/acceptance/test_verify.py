@@ -165,6 +165,17 @@ async def test_redriven_message_runs_when_it_was_applied(worker: Worker) -> None
     assert (result.code, "1 messages were redriven" in result.out) == (0, True), result.out
 
 
+async def test_message_without_an_outcome_in_one_table_is_left_out(worker: Worker) -> None:
+    """What one table did not apply does not run again, even if a table of the same stream has come farther."""
+    await count(worker, 1)
+    await publish(worker.nats, "signals.counted", [{"user_id": "ana"}])  # it does not fit, and is a dead letter
+    await publish(worker.nats, "signals.looked", [{"user_id": "all", "n": 1}])
+    await worker.wait_counts("tipstream-others", processed=1)
+    result = await run_app("state", "verify", "sums", "seen", worker=worker)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines() == ["sums\t1\t1\t0\tSIGNALS 1 to 10", "seen\t1\t1\t0\tSIGNALS 1 to 12"]
+
+
 async def test_rebuild_keeps_what_was_there(worker: Worker) -> None:
     """Without a yes nothing changes; with one the rows are right again, and the former ones are in a set-aside file."""
     spoil(worker, "user_sync", '"stream_seq":9', '"stream_seq":8')
