@@ -1,6 +1,7 @@
 """Subject patterns as NATS matches them: ``*`` stands for one token, a final ``>`` for one or more."""
 
 import re
+from collections.abc import Iterable
 
 from models.errors import DeclarationError
 
@@ -59,3 +60,14 @@ def covers(pattern: str, other: str) -> bool:
         if place >= len(given) or given[place] == ">" or (token != "*" and token != given[place]):
             return False
     return len(wanted) == len(given)
+
+
+def as_filter(patterns: Iterable[str]) -> list[str]:
+    """The patterns as one consumer's filter, of which the server wants that none overlap.
+
+    What another one covers is left out; empty, which stands for every subject, where two match some subjects in common.
+    """
+    every = sorted(set(patterns))
+    found = [one for one in every if not any(covers(other, one) for other in every if other != one)]
+    is_apart = not any(overlap(one, other) for place, one in enumerate(found) for other in found[:place])
+    return found if is_apart else []

@@ -15,6 +15,7 @@ from state.snapshots import Snapshot
 from streams.broker import Broker
 from streams.message import Message
 from streams.moment import Moment
+from streams.patterns import as_filter
 from streams.plan import Base, Plan, make_plan
 from streams.player import Played, Player
 from streams.provision import stream_info
@@ -134,8 +135,9 @@ def _messages(broker: Broker, stream: str, plans: Collection[Plan], span: Span |
     if span:
         firsts.append(span.first)
         lasts.append(span.last)
-    subjects = sorted({subject for plan in plans for subject in plan.spec.subjects})
-    return read_messages(broker, stream, subjects, min(firsts, default=1), max(lasts, default=0))
+    subjects = {subject for plan in plans for subject in plan.spec.subjects}
+    subjects |= {subject for plan in plans if plan.wanted for subject in plan.known.since}  # of removed handlers, too
+    return read_messages(broker, stream, as_filter(subjects), min(firsts, default=1), max(lasts, default=0))
 
 
 async def _catch_up(plan: Plan, player: Player, until_s: float) -> None:

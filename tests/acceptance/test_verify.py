@@ -176,6 +176,29 @@ async def test_message_without_an_outcome_in_one_table_is_left_out(worker: Worke
     assert result.out.splitlines() == ["sums\t1\t1\t0\tSIGNALS 1 to 10", "seen\t1\t1\t0\tSIGNALS 1 to 12"]
 
 
+async def test_tables_whose_subjects_overlap_are_read_together(worker: Worker) -> None:
+    """A pattern of one table may match a subject of another one; the server would refuse both in one filter."""
+    await count(worker, 1)
+    module = worker.folder / "counts.py"
+    module.write_text(module.read_text().replace("signals.looked", "signals.*"))
+    assert (await run_app("state", "verify", worker=worker)).code == 0
+    shown = await run_app("replay", "--from", "10", "--json", worker=worker)
+    assert [line.split('"handler":"')[1].split('"')[0] for line in shown.out.splitlines()] == [
+        "counts.counted",
+        "others.looked",
+    ]
+
+
+async def test_handler_that_was_removed_is_told(worker: Worker) -> None:
+    """Messages that no handler takes any more are still in the stream, and are not said to be missing."""
+    await count(worker, 1)
+    module = worker.folder / "counts.py"
+    module.write_text(module.read_text().replace("signals.counted", "signals.other"))
+    result = await run_app("state", "verify", "sums", worker=worker)
+    assert result.code == 3
+    assert "the first at SIGNALS:10 in counts.removed: no handler takes 'signals.counted' any more" in result.out
+
+
 async def test_rebuild_keeps_what_was_there(worker: Worker) -> None:
     """Without a yes nothing changes; with one the rows are right again, and the former ones are in a set-aside file."""
     spoil(worker, "user_sync", '"stream_seq":9', '"stream_seq":8')

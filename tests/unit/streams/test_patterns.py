@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import DeclarationError
-from streams.patterns import check_pattern, covers, is_subject, matches, overlap
+from streams.patterns import as_filter, check_pattern, covers, is_subject, matches, overlap
 
 LENGTH = 4
 # Patterns use "a" and "b"; "c" stands for every token that no pattern names. A pattern of n tokens tells subjects of
@@ -104,3 +104,25 @@ def test_subject_holds_no_wildcard(pattern: str) -> None:
     """A pattern with wildcards may be subscribed to and not published on."""
     check_pattern(pattern, "here")
     assert not is_subject(pattern)
+
+
+@given(st.lists(patterns(), min_size=1, max_size=4))
+def test_filter_matches_what_the_patterns_match(some: list[str]) -> None:
+    """No two patterns of a filter overlap, and it lets through what any of the patterns does; empty means all."""
+    found = as_filter(some)
+    assert not any(overlap(one, other) for one, other in itertools.combinations(found, 2))
+    for subject in SUBJECTS if found else ():
+        assert any(matches(one, subject) for one in found) == any(matches(one, subject) for one in some)
+
+
+@pytest.mark.parametrize(
+    ("some", "found"),
+    [
+        pytest.param(["b", "a", "a"], ["a", "b"], id="apart"),
+        pytest.param(["a.*", "a.b", "b.>", "b.a.*"], ["a.*", "b.>"], id="covered"),
+        pytest.param(["a.*", "*.b"], [], id="crossing"),
+    ],
+)
+def test_filter_leaves_out_what_is_covered(some: list[str], found: list[str]) -> None:
+    """What another pattern covers is left out; where two cross, everything has to be read."""
+    assert as_filter(some) == found
