@@ -47,17 +47,18 @@ async def make_plans(
     """Plans how the rows of subject tables are made again.
 
     Args:
-        snapshots: those that may be used, the oldest first.
+        snapshots: those that may be used, the oldest first; what a rebuild replaced is left out.
         spans: the messages, by stream, before which the rows are wanted; None: as they are at this moment.
 
     Raises:
         BrokerUnavailable, ApiError: the server does not say what the streams are.
     """
     infos = {stream: await stream_info(broker, stream) for stream in {spec.stream for _, spec in tables}}
+    usable = [snapshot for snapshot in reversed(snapshots) if snapshot.reason != "before-rebuild"]
     plans = []
     for table, spec in tables:
         bases = []
-        for snapshot in reversed(snapshots):
+        for snapshot in usable:
             with Moment(snapshot.path) as then:
                 bases.append(Base(snapshot=snapshot, known=then.known(spec)))
         upto = spans[spec.stream].first if spans else None

@@ -110,10 +110,10 @@ def rebuild_command(obj: HasEnvironment, /, *, yes: bool, **asked: Any) -> None:
         kept = take_snapshot(
             store.path, folder, reason="before-rebuild", tables=tables, app_version=version("tipstream")
         )
-        store.replace_rows(changed, scratch.path)
-        for snapshot in list_snapshots(folder):
+        for snapshot in list_snapshots(folder):  # first, so that none with the former rows outlives a rebuild that died
             if any(_is_after(result.plan, snapshot.taken_at) for result in chosen if result.table.name in changed):
                 set_aside(snapshot)
+        store.replace_rows(changed, scratch.path)
     click.echo(f"{', '.join(changed)}: replaced; what was there is in {kept.path.name}.set-aside")
     if not all(result.is_proved and not result.plan.failed_count for result in results):
         sys.exit(1)

@@ -216,6 +216,18 @@ async def test_rebuild_keeps_what_was_there(worker: Worker) -> None:
     assert (again.code, "nothing to replace" in again.out) == (0, True)
 
 
+async def test_nothing_is_made_from_what_a_rebuild_replaced(worker: Worker) -> None:
+    """The copy of the rows before a rebuild is no base, even if the rebuild died before it was set aside."""
+    spoil(worker, "user_sync", '"stream_seq":9', '"stream_seq":8')
+    await worker.stop()
+    assert (await run_app("state", "rebuild", "--yes", worker=worker)).code == 0
+    [kept] = (worker.state_dir / "snapshots").iterdir()
+    kept.rename(kept.with_suffix(""))
+    spoil(worker, "user_sync", '"stream_seq":9', '"stream_seq":8')
+    result = await run_app("state", "verify", "user_sync", worker=worker)
+    assert (result.code, "SIGNALS 1 to 9" in result.out) == (3, True), result.out
+
+
 async def test_bad_questions_have_clear_answers(worker: Worker) -> None:
     """An unknown table, an instant without a zone, and a folder without a store are named."""
     for arguments, said in (
