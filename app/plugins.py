@@ -143,7 +143,7 @@ def load_plugin(found: Found) -> Plugin:
     except SyntaxError as error:
         where = error.filename or "", error.lineno or 0
         raise PluginError(found.name, where, f"{type(error).__name__}: {error.msg}") from error
-    except Exception as error:  # whatever a plugin does while it is imported
+    except (Exception, SystemExit) as error:  # whatever a plugin does while it is imported
         folder = _folder_of(found.module)
         raise PluginError(found.name, _line_in(folder, error), describe(error)) from error
     return plugin_of(thing, name=found.name, origin=found.origin)
@@ -178,7 +178,7 @@ def _set_up(plugin: Plugin, setup: Any) -> None:
         raise PluginError(plugin.name, where, f"expected a plain function setup(app), got {setup!r}")
     try:
         setup(plugin)
-    except Exception as error:  # whatever a plugin does in it
+    except (Exception, SystemExit) as error:  # whatever a plugin does in it
         line = _line_in(Path(where[0]).parent, error)
         raise PluginError(plugin.name, line if line[1] else where, describe(error)) from error
 
@@ -227,6 +227,7 @@ def check_plugin(plugin: Plugin, others: Iterable[Plugin], *, prefix: str) -> No
             problem = f"route {' '.join(route)}: plugin {taken[route]!r} has it"
             raise PluginError(plugin.name, _line_of(plugin, route), problem)
         taken[route] = plugin.name
+    _try_routes(plugin, others)
     commands = dict.fromkeys(OUR_COMMANDS, "tipstream")
     commands |= {str(command.name): other.name for other in others for command in other.commands}
     for command in plugin.commands:
@@ -274,13 +275,28 @@ def _route_of(route: web.AbstractRouteDef) -> Route:
     return "GET", f"{getattr(route, 'prefix', '')}/"
 
 
+def _try_routes(plugin: Plugin, others: Iterable[Plugin]) -> None:
+    """Adds the routes to an application that is thrown away: aiohttp has rules of its own, and says so midway."""
+    trial = web.Application()
+    for other in others:
+        for routes in other.routes:
+            trial.add_routes(routes)
+    for route in (route for routes in plugin.routes for route in routes):
+        try:
+            route.register(trial.router)
+        except (ValueError, TypeError, RuntimeError) as error:
+            where = _line_of(plugin, _route_of(route))
+            problem = f"route {' '.join(_route_of(route))}: {error}"
+            raise PluginError(plugin.name, where if where[0] else plugin.made_at, problem) from error
+
+
 def _line_of(plugin: Plugin, wanted: Route) -> Line:
     """Where the last one of these routes is."""
     found = [route for routes in plugin.routes for route in routes if _route_of(route) == wanted]
     return _start_of(getattr(found[-1], "handler", None))
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An error of ours as it is, another one with its class."""
     return str(error) if isinstance(error, AppError) else f"{type(error).__name__}: {error}"
 
@@ -309,7 +325,7 @@ def _folder_of(module: str) -> Path | None:
     return Path(spec.origin) if spec.origin else None
 
 
-def _line_in(folder: Path | None, error: Exception) -> Line:
+def _line_in(folder: Path | None, error: BaseException) -> Line:
     """The last line of a plugin's own code on the way to an error."""
     own = [
         frame

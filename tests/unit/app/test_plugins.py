@@ -159,6 +159,13 @@ REFUSED = [
     pytest.param(HEAD + SUBJECTS.replace("[ROWS]", "[ROWS, ROWS]"), ":17", "two are called 'seen'", id="twins"),
     pytest.param(HEAD + ROUTE.replace("/seen", "/health"), ":18", "route GET /health: plugin 'tipstream'", id="route"),
     pytest.param(HEAD + ROUTE + ROUTE.replace("routes", "more"), ":24", "route GET /seen: plugin", id="own-route"),
+    pytest.param(HEAD + ROUTE.replace("/seen", "seen"), ":18", "route GET seen: path should be started", id="path"),
+    pytest.param(HEAD + ROUTE.replace("/seen", "/{seen"), ":18", "route GET /{seen: Invalid path", id="braces"),
+    pytest.param(
+        HEAD + SUBJECTS + ROUTE + 'routes.static("/files", "/nowhere")\n', ":", "route GET /files/: ", id="files"
+    ),
+    pytest.param("import sys\nsys.exit(3)\n", ":2", "SystemExit: 3", id="exits"),
+    pytest.param("def setup(app):\n    raise SystemExit('no')\n", ":2", "SystemExit: no", id="setup-exits"),
     pytest.param(HEAD + COMMAND.replace("count-seen", "worker"), ":16", "command 'worker'", id="command"),
 ]
 
