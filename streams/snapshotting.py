@@ -7,12 +7,13 @@ error is shown in ``/health`` and tried again.
 import asyncio
 import datetime as dt
 import logging
+import sqlite3
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from models.errors import StoreError
-from state.schema import connect_readonly
+from state.schema import connect_readonly, translate
 from state.snapshots import FOLDER, Reason, Snapshot, list_snapshots, prune, take_snapshot
 from state.store import store_path
 
@@ -88,5 +89,7 @@ class Snapshotting:
         connection = connect_readonly(self._store)
         try:
             return bool(connection.execute("select exists (select 1 from rows)").fetchone()[0])
+        except sqlite3.Error as error:
+            raise translate(self._store, error) from error
         finally:
             connection.close()

@@ -79,3 +79,11 @@ def test_trouble_is_kept_until_one_is_taken(state_dir: Path, caplog: pytest.LogC
     assert snapshotting.take_due(NOW) is not None
     assert snapshotting.trouble is None
     assert snapshotting.take_due(dt.datetime.now(dt.UTC)) is None
+
+
+def test_store_that_can_not_be_read_is_trouble(state_dir: Path) -> None:
+    """A store that is damaged meanwhile does not end the watch over it."""
+    (state_dir / "state.db").write_bytes(b"x" * 8192)
+    snapshotting = Snapshotting(state_dir, {})
+    assert snapshotting.take_due(NOW) is None
+    assert "is damaged" in (snapshotting.trouble or "")
