@@ -6,9 +6,11 @@ streams/snapshotting.py; what they are good for, in streams/plan.py.
 """
 
 import datetime as dt
+import errno
 import json
 import logging
 import os
+import shutil
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 
 FOLDER = "snapshots"
 KEEP_COUNT = 30
+KEEP_FREE_BYTES = 64 * 1024 * 1024
+"""What a snapshot leaves free on the disk: it must never be what keeps the store itself from writing."""
+
 FACTS = "snapshot"
 
 Reason = Literal["daily", "version", "asked", "before-rebuild"]
@@ -64,12 +69,19 @@ class _Facts:
 
 
 def take_snapshot(
-    store: Path, folder: Path, *, reason: Reason, tables: Mapping[str, int], app_version: str
+    store: Path,
+    folder: Path,
+    *,
+    reason: Reason,
+    tables: Mapping[str, int],
+    app_version: str,
+    keep_free_bytes: int = KEEP_FREE_BYTES,
 ) -> Snapshot:
     """Copies the store while its owner goes on writing, as of one moment.
 
     Raises:
-        StoreUnwritable: the disk is full or the folder can't be written; no half copy is left.
+        StoreUnwritable: it would leave less than ``keep_free_bytes`` on the disk, or the folder can't be written; no
+            half copy is left.
         StoreError: the store can't be read.
     """
     taken_at = dt.datetime.now(dt.UTC)
@@ -80,7 +92,7 @@ def take_snapshot(
         for left in folder.glob("*.new*"):
             left.unlink()
         store_id = examine_database(store, is_deep=False)
-        _copy(store, building)
+        _copy(store, building, keep_free_bytes)
         facts = _Facts(taken_at=taken_at, app_version=app_version, tables=dict(tables), reason=reason)
         _describe(building, facts)
         building.rename(folder / name)
@@ -100,9 +112,13 @@ def _remove(path: Path) -> None:
         log.debug("left behind", extra={"fields": {"file": path.name, "error": str(error)}})
 
 
-def _copy(store: Path, target: Path) -> None:
+def _copy(store: Path, target: Path, keep_free_bytes: int) -> None:
     source = connect_readonly(store)
     try:
+        pages, page_bytes = (source.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        if shutil.disk_usage(target.parent).free < pages * page_bytes + keep_free_bytes:
+            needed = f"it takes up to {pages * page_bytes} bytes, and {keep_free_bytes} have to stay free"
+            raise OSError(errno.ENOSPC, needed)
         source.execute("vacuum into ?", (str(target),))
     finally:
         source.close()

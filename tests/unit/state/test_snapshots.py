@@ -82,6 +82,15 @@ def test_snapshot_that_does_not_fit_leaves_nothing(path: Path) -> None:
     assert list((path.parent / "snapshots").iterdir()) == []
 
 
+def test_snapshot_that_would_fill_the_disk_is_not_begun(path: Path) -> None:
+    """The store itself needs room to write; a copy that would take the last of it is refused with the numbers."""
+    size = path.stat().st_size
+    folder = path.parent / "snapshots"
+    with pytest.raises(StoreUnwritable, match=f"it takes up to {size} bytes, and {2**62} have to stay free"):
+        take_snapshot(path, folder, reason="daily", tables={}, app_version="9", keep_free_bytes=2**62)
+    assert list(folder.iterdir()) == []
+
+
 def test_snapshot_folder_that_can_not_be_made_is_named(path: Path) -> None:
     """A file where the folder should be is an error that names it."""
     (path.parent / "snapshots").touch()
