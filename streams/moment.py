@@ -90,6 +90,13 @@ class Moment:
         if self._connection:
             self._connection.close()
 
+    def let_go(self) -> None:
+        """Ends the one moment: what is read afterwards is as it is then.
+
+        While it lasts, SQLite can't use the store's log anew, so that it grows by all that a worker commits.
+        """
+        self._select("commit")
+
     def known(self, spec: ConsumerSpec) -> Known:
         """What is known of a durable; of its former names when it has none of its own yet."""
         for durable in (spec.durable, *spec.former):

@@ -147,6 +147,7 @@ async def _replay(
             spans = await _spans(broker, chosen, question)
             present = [(table, spec) for table, spec in chosen if spec.stream in spans]
             plans = await _plans(settings, broker, moment, present, question, spans)
+            moment.let_go()  # peeks of a message never change, and a worker's log must not grow for a long replay
             load_bases(plans, scratch)
             by_table = {plan.table.name: plan for plan in plans}
             player = Player(

@@ -1,5 +1,6 @@
 """The store as of one moment: what it knows of a durable, and that it stays so while a worker commits."""
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,3 +135,21 @@ def test_moment_names_a_damaged_store(tmp_path: Path) -> None:
             moment.known(SPEC)
         with pytest.raises(StoreError, match=r"state\.db"):
             list(moment.rows("notes"))
+
+
+def is_log_free(path: Path) -> bool:
+    """Whether nobody keeps the store's log from being written back and used anew."""
+    connection = sqlite3.connect(path, timeout=0)
+    try:
+        return bool(connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0] == 0)
+    finally:
+        connection.close()
+
+
+def test_moment_that_is_let_go_keeps_no_log(store: SqliteStore) -> None:
+    """While it lasts, later commits are not seen; then they are, and the log no longer grows on its account."""
+    with Moment(store.path) as moment:
+        commit(store, make_change(8, puts=[("notes", "c", b"{}")]))
+        assert (len(list(moment.rows("notes"))), is_log_free(store.path)) == (2, False)
+        moment.let_go()
+        assert (len(list(moment.rows("notes"))), is_log_free(store.path)) == (3, True)
