@@ -8,6 +8,7 @@ import cel
 import click
 import msgspec
 
+from app.cli.playback import verdict_of
 from streams.player import Played
 
 NAMES = ("event", "subject", "handler", "key", "seq", "time", "verdict", "error")
@@ -54,7 +55,7 @@ class Where:
             "key": played.key,
             "seq": message.seq,
             "time": dt.datetime.fromtimestamp(message.ts / 1e9, dt.UTC),
-            "verdict": played.verdict.kind,
+            "verdict": verdict_of(played),
             "error": played.verdict.error or "",
         }
         try:

@@ -8,6 +8,7 @@ import click
 import pytest
 from streams_kit import make_handler, make_message
 
+from app.cli.playback import verdict_of
 from app.cli.where import NAMES, Where
 from streams.context import Effects
 from streams.player import Played
@@ -70,6 +71,14 @@ def test_where_sees_what_did_not_decode() -> None:
     for payload in (b"[1]", b"{", b"\xff"):
         assert not where.holds(played(verdict=DEAD, payload=payload))
     assert (where.answered, where.unanswered) == (1, 3)
+
+
+@pytest.mark.parametrize(("is_failure", "word"), [(True, "failed"), (False, "retry")], ids=["failure", "no failure"])
+def test_where_calls_a_verdict_as_it_is_shown(is_failure: bool, word: str) -> None:
+    """What is tried again has the word that the replay prints for it."""
+    found = played(Step(user_id="ana", n=1), Verdict(kind="parked", is_failure=is_failure, error="Retry: down"))
+    assert verdict_of(found) == word
+    assert Where(f"verdict == '{word}'").holds(found)
 
 
 @pytest.mark.parametrize(
