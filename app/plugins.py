@@ -9,6 +9,7 @@ that is there, so that one that is refused leaves nothing behind; app/main.py ta
 import importlib
 import importlib.util
 import inspect
+import operator
 import pkgutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -118,16 +119,18 @@ class Found:
 def find_plugins(names: Iterable[str]) -> list[Found]:
     """Finds the plugins: those that ship, those that are installed, and the modules named in PLUGINS.
 
-    A module that is found twice counts once. Nothing is imported.
+    What is found twice counts once, and a module in PLUGINS that has an entry point too, or ships, is no further one.
+    Nothing is imported.
     """
     shipped = sorted(module.name for module in pkgutil.iter_modules(handlers.__path__) if module.name[0] != "_")
     found = [Found(name=name, origin="shipped", module=f"{handlers.__name__}.{name}") for name in shipped]
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         found.append(Found(name=point.name, origin="entry point", module=point.module, attribute=point.attr or None))
-    found += [Found(name=name, origin="PLUGINS", module=name) for name in names]
-    first: dict[str, Found] = {}
+    modules = {one.module for one in found}
+    found += [Found(name=name, origin="PLUGINS", module=name) for name in names if name not in modules]
+    first: dict[tuple[str, str | None], Found] = {}
     for one in found:
-        first.setdefault(one.module, one)
+        first.setdefault((one.module, one.attribute), one)
     return list(first.values())
 
 
@@ -139,7 +142,7 @@ def load_plugin(found: Found) -> Plugin:
     """
     try:
         module = importlib.import_module(found.module)
-        thing = module if found.attribute is None else getattr(module, found.attribute)
+        thing = module if found.attribute is None else operator.attrgetter(found.attribute)(module)
     except SyntaxError as error:
         where = error.filename or "", error.lineno or 0
         raise PluginError(found.name, where, f"{type(error).__name__}: {error.msg}") from error

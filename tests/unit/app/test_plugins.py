@@ -111,6 +111,20 @@ def test_entry_point_is_found_without_a_setting(write: Write, tmp_path: Path) ->
     assert app.subject_tables[-1].name == "seen"
 
 
+def test_entry_points_of_one_module_are_plugins_each(write: Write, tmp_path: Path) -> None:
+    """Two entry points may name two things in one module; the module itself in PLUGINS is none beside them."""
+    name = write(HEAD + SUBJECTS + ROUTE + "class Holder:\n    paths = routes\n")
+    info = tmp_path / "two-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: two\nVersion: 1.0\n")
+    points = f"first = {name}:subjects\nsecond = {name}:Holder.paths\n"
+    (info / "entry_points.txt").write_text(f"[tipstream.plugins]\n{points}")
+    importlib.invalidate_caches()
+    app = build(settings_for(tmp_path, name))
+    assert [plugin.name for plugin in app.plugins[-2:]] == ["first", "second"]
+    assert len([plugin for plugin in app.plugins if plugin.origin == "PLUGINS"]) == 0
+
+
 def test_shipped_handlers_come_first() -> None:
     """The files of streams/handlers/ are plugins like others."""
     assert [(found.name, found.origin) for found in find_plugins([])][:2] == [
