@@ -1,6 +1,7 @@
 """``--where``: a condition on messages in the Common Expression Language, which computes and can do nothing else."""
 
 import datetime as dt
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,11 @@ import msgspec
 from app.cli.playback import verdict_of
 from streams.player import Played
 
+# What the library calls undefined, too, when it does not take the kind of value that it got.
+FUNCTIONS = re.compile(
+    "size|contains|startsWith|endsWith|matches|int|uint|double|string|bytes|bool|timestamp|duration"
+    "|get(FullYear|Month|Date|DayOf(Month|Week|Year)|Hours|Minutes|Seconds|Milliseconds)"
+)
 NAMES = ("event", "subject", "handler", "key", "seq", "time", "verdict", "error")
 
 
@@ -37,8 +43,9 @@ class Where:
         try:
             self._program.execute(dict.fromkeys(NAMES, "") | {"event": {}})
         except RuntimeError as error:
-            raise _unknown(error) from error
-        except (KeyError, TypeError, ValueError, ArithmeticError):
+            if _is_unknown(error):
+                raise _unknown(error) from error
+        except (LookupError, TypeError, ValueError, ArithmeticError):
             pass  # it depends on the message
 
     def holds(self, played: Played) -> bool:
@@ -60,9 +67,9 @@ class Where:
         }
         try:
             answer = self._program.execute(facts)
-        except RuntimeError as error:
-            raise _unknown(error) from error
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+            if _is_unknown(error):
+                raise _unknown(error) from error
             self.unanswered += 1
             self.trouble = f"{type(error).__name__}: {error}".partition("\n")[0]
             return False
@@ -72,7 +79,13 @@ class Where:
         return answer
 
 
-def _unknown(error: RuntimeError) -> click.BadParameter:
+def _is_unknown(error: Exception) -> bool:
+    """Whether it names something that is not there, rather than a function that has no answer for a value."""
+    found = re.match("Undefined variable or function: '([^']*)'", str(error))
+    return found is not None and not FUNCTIONS.fullmatch(found[1])
+
+
+def _unknown(error: Exception) -> click.BadParameter:
     problem = str(error).partition("\n")[0].partition(". ")[0]
     return click.BadParameter(f"{problem}; there is {', '.join(NAMES)}", param_hint="--where")
 

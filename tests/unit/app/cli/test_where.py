@@ -96,6 +96,31 @@ def test_where_counts_what_it_can_not_answer(text: str, trouble: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
+    [
+        "event.n.startsWith('a')",
+        "size(event.n) > 1",
+        "key.matches('(')",
+        "int(key) > 1",
+        "timestamp(key) > time",
+        "[1][seq] == 1",
+    ],
+)
+def test_where_counts_a_function_that_has_no_answer(text: str) -> None:
+    """A function that does not take a message's value counts as unanswered for that message and ends nothing."""
+    where = Where(text)
+    assert not where.holds(STEP)
+    assert (where.answered, where.unanswered) == (0, 1)
+    assert "\n" not in where.trouble
+
+
+@pytest.mark.parametrize("text", ["time.getFullYear() == 1970", "int(string(seq)) == 7", "[8, 7][seq - 6] == 7"])
+def test_where_takes_what_fits_the_message_only(text: str) -> None:
+    """What can be answered for a message alone, and not before there is one, is answered for it."""
+    assert Where(text).holds(STEP)
+
+
+@pytest.mark.parametrize(
+    "text",
     ["seq >", "", "event.n = 3", "'", "(" * 500, "seq == 7 &&", "\ud800"],
     ids=["end", "empty", "assignment", "quote", "brackets", "half", "surrogate"],
 )
