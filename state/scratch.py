@@ -7,7 +7,7 @@ bounded however many rows there are. It knows of no positions and no events, and
 import contextlib
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -75,11 +75,14 @@ class Scratch:
 
         Raises:
             StoreError: it can't be read.
+            StoreUnwritable: the disk is full.
         """
         source = connect_readonly(store)
         try:
             query = "select table_name, key, row, stream, seq from rows where table_name = ?"
-            self._connection.executemany("replace into rows values (?, ?, ?, ?, ?)", source.execute(query, (table,)))
+            found = source.execute(query, (table,))
+            while rows := found.fetchmany(LIMIT_COUNT):
+                self._write(rows)
         except sqlite3.Error as error:
             raise translate(store, error) from error
         finally:
@@ -117,14 +120,7 @@ class Scratch:
         puts = [
             (*place, row.decode(), stream, seq) for place, (row, stream, seq) in self._new.items() if row is not None
         ]
-        deleted = [place for place, (row, _, _) in self._new.items() if row is None]
-        try:
-            self._connection.execute("begin")
-            self._connection.executemany("replace into rows values (?, ?, ?, ?, ?)", puts)
-            self._connection.executemany("delete from rows where table_name = ? and key = ?", deleted)
-            self._connection.execute("commit")
-        except sqlite3.Error as error:
-            raise translate(self._path, error) from error
+        self._write(puts, [place for place, (row, _, _) in self._new.items() if row is None])
         self._new.clear()
         self._counted.clear()
 
@@ -132,6 +128,15 @@ class Scratch:
         """Every row of a table as (key, JSON), by key, after a ``flush``."""
         query = "select key, cast(row as blob) from rows where table_name = ? order by key"
         yield from self._connection.execute(query, (table,))
+
+    def _write(self, puts: Sequence[tuple[str, str, str, str, int]], deleted: Sequence[Place] = ()) -> None:
+        try:
+            self._connection.execute("begin")
+            self._connection.executemany("replace into rows values (?, ?, ?, ?, ?)", puts)
+            self._connection.executemany("delete from rows where table_name = ? and key = ?", deleted)
+            self._connection.execute("commit")
+        except sqlite3.Error as error:
+            raise translate(self._path, error) from error
 
     def _stored(self, place: Place) -> bytes | None:
         query = "select cast(row as blob) from rows where table_name = ? and key = ?"

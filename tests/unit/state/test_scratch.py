@@ -107,6 +107,15 @@ def test_scratch_says_that_the_disk_is_full() -> None:
             scratch.flush()
 
 
+def test_scratch_names_itself_when_a_snapshot_does_not_fit(tmp_path: Path) -> None:
+    """It is the temporary folder that is full, and not the store, which is only read."""
+    store = SqliteStore(tmp_path / "state.db")
+    commit(store, make_change(1, puts=[("t", str(n), b'"%s"' % (b"x" * 1000)) for n in range(100)]))
+    store.close()
+    with Scratch() as scratch, full_disk(40_000), pytest.raises(StoreUnwritable, match=r"scratch\.db"):
+        scratch.load(store.path, "t")
+
+
 def test_scratch_names_a_temporary_folder_that_can_not_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
