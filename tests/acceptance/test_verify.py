@@ -42,6 +42,20 @@ async def looked(event: Counted, ctx: Context) -> None:
     ctx.put(SEEN, event.user_id, Sum(total=event.n))
 """
 
+STRICT = """
+from counts import Counted, Sum
+from streams import Context, Reject, SubjectTable, Table
+
+STRICT = Table("strict", Sum)
+strict = SubjectTable("strict", tables=[STRICT])
+
+@strict.on("signals.counted")
+async def taken(event: Counted, ctx: Context) -> None:
+    if event.n < 0:
+        raise Reject("below zero")
+    ctx.put(STRICT, event.user_id, Sum(total=event.n))
+"""
+
 
 def write(folder: Path, *, failing: bool = False) -> None:
     """Writes the plugin, with a handler that takes numbers below zero or does not."""
@@ -243,3 +257,17 @@ async def test_bad_questions_have_clear_answers(worker: Worker) -> None:
     with empty:
         result = await run_app("state", "verify", worker=empty)
     assert (result.code, "there is no store yet" in result.err) == (1, True)
+
+
+async def test_tables_of_one_subject_are_proved_each_to_its_own_end(tmp_path: Path) -> None:
+    """A table that did not take the last messages of another one's range is proved beside it, without them."""
+    write(tmp_path)
+    (tmp_path / "strict.py").write_text(STRICT)
+    with Worker(tmp_path, PLUGINS="counts,strict") as worker:
+        await worker.start()
+        await worker.wait_ok()
+        await count(worker, 1, 2, -3)
+        await worker.wait_counts("tipstream-strict", processed=2, dead_lettered=1)
+        proved = await run_app("state", "verify", "sums", "strict", worker=worker)
+        assert (proved.code, proved.err) == (0, "")
+        assert proved.out == "sums\t1\t1\t0\tSIGNALS 1 to 3\nstrict\t1\t1\t0\tSIGNALS 1 to 2\n"
