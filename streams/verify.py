@@ -55,6 +55,7 @@ async def verify(
     """Makes the rows of the planned subject tables again and compares them with the stored ones.
 
     Args:
+        moment: is let go once its rows are copied.
         scratch: holds the rows that were made, afterwards.
         note: told each row that differs, as it is found.
 
@@ -71,16 +72,21 @@ async def verify(
         max_deliver=max_deliver,
         max_payload_bytes=broker.max_payload_bytes,
     )
-    async with player:
-        await rebuild(broker, plans, player, progress=progress)
-    return [_compared(moment, plan, table, scratch, note) for plan in plans for table in plan.table.tables]
+    chosen = [(plan, table) for plan in plans for table in plan.table.tables]
+    with Scratch() as stored:
+        for _, table in chosen:
+            stored.take(table.name, moment.rows(table.name))
+        moment.let_go()  # a worker's log must not grow for as long as all messages take
+        async with player:
+            await rebuild(broker, plans, player, progress=progress)
+        return [_compared(stored, plan, table, scratch, note) for plan, table in chosen]
 
 
 def _compared(
-    moment: Moment, plan: Plan, table: AnyTable, scratch: Scratch, note: Callable[[AnyTable, Difference], None]
+    stored: Scratch, plan: Plan, table: AnyTable, scratch: Scratch, note: Callable[[AnyTable, Difference], None]
 ) -> Verified:
     tally = Tally()
     if plan.trouble is None:
-        for difference in compare_rows(table, moment.rows(table.name), scratch.rows(table.name), tally):
+        for difference in compare_rows(table, stored.rows(table.name), scratch.rows(table.name), tally):
             note(table, difference)
     return Verified(table=table, plan=plan, tally=tally)

@@ -203,6 +203,23 @@ async def test_tables_whose_subjects_overlap_are_read_together(worker: Worker) -
     ]
 
 
+async def test_log_of_the_store_does_not_wait_for_a_verify(worker: Worker) -> None:
+    """While messages run again, which may take long, the store's log can be written back and used anew."""
+    await publish(worker.nats, "signals.looked", [{"user_id": "all", "n": 1}])
+    await worker.wait_counts("tipstream-others", processed=1)
+    module, found = worker.folder / "counts.py", worker.folder / "found"
+    look = f"""
+    import pathlib, sqlite3
+    connection = sqlite3.connect({str(worker.state_dir / "state.db")!r}, timeout=1)
+    busy = connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
+    pathlib.Path({str(found)!r}).write_text(str(busy))
+    connection.close()
+"""
+    module.write_text(module.read_text() + look)  # at the end of the last handler
+    result = await run_app("state", "verify", "seen", worker=worker)
+    assert (result.code, found.read_text()) == (0, "0"), result.out
+
+
 async def test_handler_that_was_removed_is_told(worker: Worker) -> None:
     """Messages that no handler takes any more are still in the stream, and are not said to be missing."""
     await count(worker, 1)
