@@ -21,7 +21,8 @@ from aiohttp import web
 
 from app.metrics import Metrics
 from app.middleware import BODY_LIMIT_BYTES, LINE_LIMIT_BYTES, middlewares
-from app.plugins import Plugin, check_plugin, find_plugins, load_plugin, plugin_of
+from app.plugin_checks import check_plugin
+from app.plugins import Plugin, find_plugins, load_plugin, plugin_of
 from app.rows import ROWS, RowReader
 from app.settings import Settings
 from app.views.health import health_routes
@@ -77,9 +78,11 @@ class App:
             PluginError: something of it clashes with what is there, or is declared wrongly.
         """
         check_plugin(plugin, self.plugins, prefix=self.settings.nats_durable_prefix)
-        self.plugins.append(plugin)
         for routes in plugin.routes:
             self.http.add_routes(routes)
+        for table in plugin.subject_tables:
+            table.seal()
+        self.plugins.append(plugin)
 
     def add_subjects(self, table: SubjectTable) -> None:
         """Adds a subject table.
@@ -100,7 +103,6 @@ class App:
     def refuse_plugin(self, error: PluginError) -> None:
         """Goes on without a plugin; /health says so."""
         self._refused.append(str(error))
-        log.error("plugin left out", extra={"fields": {"error": str(error)}})
 
     @property
     def refused(self) -> Sequence[str]:
@@ -276,6 +278,8 @@ async def run(settings: Settings) -> None:
     check_state_dir(settings.state_dir)
     listening = bind(settings)
     app = build(settings)
+    for refused in app.refused:
+        log.error("plugin left out", extra={"fields": {"error": refused}})
     stop = asyncio.Event()
     _stop_on_signals(stop)
     runner = web.AppRunner(

@@ -103,6 +103,7 @@ class SubjectTable:
         self.version = version
         self.renamed_from = renamed_from
         self.handlers: list[Handler] = []
+        self._is_sealed = False
         self._where = f"subject table {name!r}"
         for problem in self._problems():
             raise DeclarationError(self._where, problem)
@@ -216,6 +217,8 @@ class SubjectTable:
     ) -> None:
         name = function.__name__
         where = f"{self._where}, handler {name!r}"
+        if self._is_sealed:
+            raise DeclarationError(where, "the table is in use: expected a handler beside it, or a table of its own")
         check_pattern(subject, where)
         check_policy(policy or Policy(), where)
         if former is not None and not NAME.fullmatch(former):
@@ -238,6 +241,10 @@ class SubjectTable:
             )
         )
         vars(function).setdefault(DECLARED_BY, []).append(self)
+
+    def seal(self) -> None:
+        """Takes no more handlers from now on: an app has checked the table and runs it."""
+        self._is_sealed = True
 
     def handler_for(self, subject: str) -> Handler | None:
         """Finds the handler of a message's subject."""

@@ -1,7 +1,9 @@
 """Plugins: three ways to be found, all that can be wrong with one, and that a refused one leaves nothing behind."""
 
+import functools
 import importlib
 import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,9 +12,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from app.cli.group import cli
 from app.main import App, build
-from app.plugins import OUR_COMMANDS, find_plugins, load_plugin, plugin_of
+from app.plugins import Found, find_plugins, load_plugin, plugin_of
 from app.settings import Settings
 from models.errors import PluginError
 from streams import SubjectTable
@@ -53,6 +54,9 @@ COMMAND = """
 def count_seen() -> None:
     click.echo("42")
 """
+CALLABLE = """class Setup:
+    def __call__(self, app):
+"""
 
 Write = Callable[[str], str]
 
@@ -76,11 +80,6 @@ def settings_for(tmp_path: Path, *plugins: str, errors: str = "stop") -> Setting
     return Settings(nats_url="", state_dir=tmp_path / "var", http_port=0, plugins=plugins, plugin_errors=errors)
 
 
-def test_our_commands_are_those_of_the_group() -> None:
-    """The names that no plugin may take are the names of our commands."""
-    assert set(cli.commands) == OUR_COMMANDS
-
-
 def test_module_of_setting_brings_tables_routes_and_commands(write: Write, tmp_path: Path) -> None:
     """Module-level objects of a module named in PLUGINS are taken, each once, whatever other names they have."""
     app = build(settings_for(tmp_path, write(HEAD + SUBJECTS + ROUTE + COMMAND + "same = subjects\n")))
@@ -98,31 +97,57 @@ def test_setup_is_called_instead_of_a_look_at_the_module(write: Write, tmp_path:
     assert "/seen" not in {resource.canonical for resource in app.http.router.resources()}
 
 
-def test_entry_point_is_found_without_a_setting(write: Write, tmp_path: Path) -> None:
-    """An installed distribution with the entry point is a plugin, under the entry point's name."""
-    name = write(HEAD + SUBJECTS + "def begin(app):\n    app.add_subjects(subjects)\n")
-    info = tmp_path / "seen-1.0.dist-info"
+def install(folder: Path, *points: str) -> None:
+    """Puts the metadata of an installed distribution with these entry points into a folder of sys.path."""
+    info = folder / "seen-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: seen\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[tipstream.plugins]\nsightings = {name}:begin\n")
+    (info / "entry_points.txt").write_text("\n".join(["[tipstream.plugins]", *points, ""]))
     importlib.invalidate_caches()
+
+
+def test_entry_point_is_found_without_a_setting(write: Write, tmp_path: Path) -> None:
+    """An installed distribution with the entry point is a plugin, once, under the entry point's name."""
+    name = write(HEAD + SUBJECTS + "def begin(app):\n    app.add_subjects(subjects)\n")
+    install(tmp_path, f"sightings = {name}:begin")
     app = build(settings_for(tmp_path, name))
     assert [(plugin.name, plugin.origin) for plugin in app.plugins[-1:]] == [("sightings", "entry point")]
     assert app.subject_tables[-1].name == "seen"
 
 
-def test_entry_points_of_one_module_are_plugins_each(write: Write, tmp_path: Path) -> None:
-    """Two entry points may name two things in one module; the module itself in PLUGINS is none beside them."""
-    name = write(HEAD + SUBJECTS + ROUTE + "class Holder:\n    paths = routes\n")
-    info = tmp_path / "two-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: two\nVersion: 1.0\n")
-    points = f"first = {name}:subjects\nsecond = {name}:Holder.paths\n"
-    (info / "entry_points.txt").write_text(f"[tipstream.plugins]\n{points}")
-    importlib.invalidate_caches()
-    app = build(settings_for(tmp_path, name))
-    assert [plugin.name for plugin in app.plugins[-2:]] == ["first", "second"]
-    assert len([plugin for plugin in app.plugins if plugin.origin == "PLUGINS"]) == 0
+def test_two_functions_of_a_module_are_two_plugins(write: Write, tmp_path: Path) -> None:
+    """Entry points that name different functions both count, the module itself no more; dots reach into a class."""
+    text = "class B:\n    @staticmethod\n    def begin(app):\n        app.add_routes(routes)\n"
+    name = write(HEAD + SUBJECTS + ROUTE + text + "def begin(app):\n    app.add_subjects(subjects)\n")
+    install(tmp_path, f"a = {name}:begin", f"b = {name}:B.begin", f"c = {name}:begin", f"d = {name}")
+    app = build(settings_for(tmp_path, name, name))
+    assert [(plugin.name, plugin.origin) for plugin in app.plugins[-2:]] == [("a", "entry point"), ("b", "entry point")]
+
+
+@pytest.mark.parametrize(
+    ("point", "problem"),
+    [
+        pytest.param("no module!", "ModuleNotFoundError: No module named 'no module!'", id="no-name"),
+        pytest.param(":begin", "ValueError: Empty module name", id="no-module"),
+        pytest.param("json:nothing", "AttributeError: module 'json' has no attribute 'nothing'", id="no-attribute"),
+        pytest.param("json:dumps", "expected a plain function setup.app.|TypeError", id="no-setup"),
+    ],
+)
+def test_entry_point_that_leads_nowhere_is_named(tmp_path: Path, write: Write, point: str, problem: str) -> None:
+    """An installed distribution whose entry point can't be used is refused by its name, like any other plugin."""
+    install(tmp_path, f"sightings = {point}")
+    with pytest.raises(PluginError, match=problem) as caught:
+        build(settings_for(tmp_path))
+    assert str(caught.value).startswith("plugin 'sightings'")
+    good = write(HEAD + SUBJECTS)
+    assert build(settings_for(tmp_path, good, errors="skip")).subject_tables[-1].name == "seen"
+
+
+def test_commands_of_a_group_come_with_the_group(write: Write, tmp_path: Path) -> None:
+    """A command inside a group is none by itself, and one that was imported is not the module's."""
+    text = COMMAND + "tools = click.Group('tools', commands=[count_seen])\nfrom app.cli.handlers import handlers\n"
+    app = build(settings_for(tmp_path, write(HEAD + text)))
+    assert [command.name for command in app.commands] == ["tools"]
 
 
 def test_shipped_handlers_come_first() -> None:
@@ -138,10 +163,23 @@ REFUSED = [
     pytest.param("def f(:\n", ":1", "SyntaxError", id="syntax"),
     pytest.param("import attrs\nimport nowhere_to_be_found\n", ":2", "No module named 'nowhere_", id="import"),
     pytest.param("a = 1\nb = a / 0\n", ":2", "ZeroDivisionError", id="raises"),
+    pytest.param("a = 1\nraise ValueError('one\\ntwo')\n", ":2", "ValueError: one two$", id="raises-lines"),
+    pytest.param("import sys\nsys.exit(3)\n", ":2", "SystemExit: 3", id="exits"),
+    pytest.param("a = 1\nexec('b =')\n", ":2", "SyntaxError: invalid syntax", id="syntax-elsewhere"),
+    pytest.param("a = 1\n\0\n", ":1", "SyntaxError: source code .* null bytes", id="null-byte"),
+    pytest.param("# -*- coding: none -*-\n", ":1", "SyntaxError: unknown encoding", id="encoding"),
     pytest.param("setup = 3\n", "", "expected a plain function setup\\(app\\), got 3", id="setup-is-no-function"),
     pytest.param("async def setup(app): ...\n", ":1", "expected a plain function setup", id="setup-is-async"),
     pytest.param("def setup(): ...\n", ":1", "expected a plain function setup", id="setup-takes-nothing"),
     pytest.param("def setup(app):\n    raise ValueError('no')\n", ":2", "ValueError: no", id="setup-raises"),
+    pytest.param("def setup(app):\n    raise SystemExit(3)\n", ":2", "SystemExit: 3", id="setup-exits"),
+    pytest.param(CALLABLE + "        raise ValueError('no')\nsetup = Setup()\n", ":3", "ValueError: no", id="callable"),
+    pytest.param(
+        CALLABLE.replace("def __call", "async def __call") + "        pass\nsetup = Setup()\n",
+        ":2",
+        "expected a plain function setup",
+        id="callable-is-async",
+    ),
     pytest.param("def setup(app):\n    app.add_subjects(3)\n", ":2", "expected a SubjectTable, got 3", id="no-table"),
     pytest.param("def setup(app):\n    app.add_routes(3)\n", ":2", "expected a RouteTableDef", id="no-routes"),
     pytest.param("def setup(app):\n    app.add_command(3)\n", ":2", "expected a Command", id="no-command"),
@@ -243,6 +281,32 @@ def test_static_routes_clash_too(tmp_path: Path) -> None:
         app.add_routes(routes)
 
 
+async def test_refused_plugin_adds_no_handler_to_a_table_of_others(write: Write, tmp_path: Path) -> None:
+    """A table that is in use takes no handler more, so that what a refused plugin does to it leaves nothing behind."""
+    text = """
+from streams.handlers import signals
+
+@signals.subjects.on("signals.seen")
+async def seen(event: Seen, ctx: Context) -> None: ...
+"""
+    build(settings_for(tmp_path))
+    app = build(settings_for(tmp_path, name := write(HEAD + text), errors="skip"))
+    assert f"{name}.py:18): subject table 'signals', handler 'seen': the table is in use" in app.refused[0]
+    assert [handler.name for handler in app.subject_tables[1].handlers] == [
+        "signals.task_synced",
+        "signals.tip_feedback",
+    ]
+
+
+def test_route_that_is_refused_leaves_nothing_behind(write: Write, tmp_path: Path) -> None:
+    """When aiohttp would not take the second route of a plugin, the first one and the tables are not there either."""
+    name = write(HEAD + SUBJECTS + ROUTE + ROUTE.replace("/seen", "no-slash").replace("routes", "more"))
+    app = build(settings_for(tmp_path, name, errors="skip"))
+    assert "route GET no-slash: ValueError: path should be started with /" in app.refused[0]
+    assert "/seen" not in {resource.canonical for resource in app.http.router.resources()}
+    assert [table.name for table in app.subject_tables] == ["feedback", "signals"]
+
+
 def test_given_plugins_are_the_only_ones(tmp_path: Path) -> None:
     """A list of plugins replaces the discovery."""
     app = build(settings_for(tmp_path), plugins=[plugin_of(SubjectTable("alone"))])
@@ -262,7 +326,49 @@ def test_package_that_fails_is_named_by_its_inner_line(tmp_path: Path, monkeypat
         load_plugin(found)
 
 
+def test_package_whose_beginning_fails_is_named_by_that_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails before the plugin's own module is reached, in the packages around it, is named too."""
+    monkeypatch.syspath_prepend(tmp_path)
+    inner = tmp_path / (top := next(NAMES)) / "inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "__init__.py").write_text("\nimport nowhere_to_be_found\n")
+    with pytest.raises(PluginError, match=rf"{top}/__init__\.py:2\): ModuleNotFoundError"):
+        build(settings_for(tmp_path, f"{top}.inner"))
+
+
+def test_setup_that_fails_elsewhere_is_named_by_its_own_line(write: Write) -> None:
+    """The line is the plugin's, not that of what it calls; a function with arguments bound is seen through."""
+    helper = write("def fail():\n    raise ValueError('no')\n")
+    name = write(f"import {helper}\ndef begin(more, app):\n    {helper}.fail()\n")
+    setup = functools.partial(importlib.import_module(name).begin, 1)
+    with pytest.raises(PluginError, match=rf"{name}\.py:3\): ValueError: no"):
+        plugin_of(setup)
+
+
+def test_setup_may_be_a_class(write: Write) -> None:
+    """A class that takes the app is a plain function too; the line is that of its first method."""
+    name = write("class Setup:\n    def __init__(self, app):\n        raise ValueError('no')\n")
+    with pytest.raises(PluginError, match=rf"'Setup' \(.*{name}\.py:3\): ValueError: no"):
+        plugin_of(importlib.import_module(name).Setup)
+
+
+def test_awaitable_that_is_no_coroutine_is_refused(write: Write) -> None:
+    """Whatever would have to be awaited is refused, for nobody awaits it."""
+    name = write("class Later:\n    def __await__(self):\n        yield\ndef setup(app):\n    return Later()\n")
+    with pytest.raises(PluginError, match="expected a plain function setup"):
+        plugin_of(importlib.import_module(name))
+
+
 def test_module_without_a_file_has_no_line() -> None:
     """A module made by hand is named without a place."""
     with pytest.raises(PluginError, match=r"^plugin 'made': declares nothing"):
         plugin_of(ModuleType("made"))
+
+
+def test_module_made_by_hand_fails_without_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody knows a file, the error has none; the name is enough."""
+    made = ModuleType("made_by_hand")
+    made.__spec__ = None
+    monkeypatch.setitem(sys.modules, "made_by_hand", made)
+    with pytest.raises(PluginError, match=r"^plugin 'made_by_hand\.x': ModuleNotFoundError"):
+        load_plugin(Found(name="made_by_hand.x", origin="PLUGINS", module="made_by_hand.x"))
