@@ -5,8 +5,7 @@ from collections.abc import Iterable
 
 import click
 
-from app.cli.session import HasEnvironment, connected, print_json, print_table, run_command
-from app.main import build
+from app.cli.session import HasEnvironment, build_app, connected, print_json, print_table, run_command
 from app.settings import Settings, load_settings
 from state.store import store_path
 from streams.audit import Report, audit_tables
@@ -37,7 +36,7 @@ def audit(obj: HasEnvironment, tables: tuple[str, ...], first_seq: int, last_seq
 
 
 async def _audit(settings: Settings, tables: tuple[str, ...], first_seq: int, last_seq: int | None) -> list[Report]:
-    specs = consumer_specs(build(settings).subject_tables, settings.nats_durable_prefix)
+    specs = consumer_specs(build_app(settings).subject_tables, settings.nats_durable_prefix)
     known = {spec.table for spec in specs}
     for table in tables:
         if table not in known:

@@ -16,9 +16,8 @@ import click
 import msgspec
 
 from app.cli.letters import UNKNOWN, Letter, current_names, read_known, read_letters, read_payload, show_payload
-from app.cli.session import HasEnvironment, connected, print_json, print_table, run_command
+from app.cli.session import HasEnvironment, build_app, connected, print_json, print_table, run_command
 from app.logs import one_line
-from app.main import build
 from app.settings import Settings, load_settings
 from state.store import DeadLetter
 from streams.broker import Broker
@@ -62,7 +61,7 @@ def deadletters() -> None:
 def list_(obj: HasEnvironment, handler: str | None, state: str, limit: int, *, as_json: bool) -> None:
     """List dead letters, oldest first."""
     settings = load_settings(obj.env)
-    names = current_names(build(settings).subject_tables)
+    names = current_names(build_app(settings).subject_tables)
     chosen = [
         letter
         for letter in run_command(_letters(settings))
@@ -109,7 +108,7 @@ def show(obj: HasEnvironment, letter_id: str, *, as_json: bool) -> None:
 
 
 async def _show(settings: Settings, letter_id: str) -> dict[str, Any]:
-    names = current_names(build(settings).subject_tables)
+    names = current_names(build_app(settings).subject_tables)
     async with connected(settings) as broker:
         letter = _find(await read_letters(broker, read_known(settings.state_dir)), letter_id, names)
         payload = await read_payload(broker, letter)
@@ -221,7 +220,7 @@ async def _ask(
     settings: Settings, ids: tuple[str, ...], handler: str | None, action: Action, *, reason: str = "", wait_s: float
 ) -> list[Answer]:
     """Sends a request for each letter and waits for what becomes of it."""
-    tables = build(settings).subject_tables
+    tables = build_app(settings).subject_tables
     names = current_names(tables)
     async with connected(settings) as broker:
         letters = await read_letters(broker, read_known(settings.state_dir))

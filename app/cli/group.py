@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or a bad setting, 3 a difference was f
 import os
 import sys
 from collections.abc import Mapping
+from typing import cast
 
 import attrs
 import click
@@ -17,14 +18,16 @@ from app.cli.new import new
 from app.cli.prompts import prompts
 from app.cli.replay import replay_command
 from app.cli.send import send
+from app.cli.session import build_app
 from app.cli.settings import settings
 from app.cli.state import state
 from app.cli.streams import streams
 from app.cli.worker import worker
 from app.logs import one_line
-from app.main import build
 from app.settings import load_settings
 from models.errors import AppError, SettingsError
+
+_COMMANDS = "tipstream.commands"
 
 
 @attrs.frozen
@@ -47,14 +50,18 @@ class WithPlugins(click.Group):
 
 
 def _of_plugins(ctx: click.Context) -> dict[str, click.Command]:
-    """The commands that plugins bring; one that can't be loaded brings none, with a line that says why."""
+    """The commands that plugins bring; one that can't be loaded brings none, with a line that says why, once."""
+    if _COMMANDS not in ctx.meta:
+        ctx.meta[_COMMANDS] = _load_commands(ctx)
+    return cast(dict[str, click.Command], ctx.meta[_COMMANDS])
+
+
+def _load_commands(ctx: click.Context) -> dict[str, click.Command]:
     try:
-        app = build(attrs.evolve(load_settings(ctx.obj.env), plugin_errors="skip"))
+        app = build_app(attrs.evolve(load_settings(ctx.obj.env), plugin_errors="skip"))
     except AppError as error:
         click.echo(f"warning: no plugin's commands: {one_line(str(error))}", err=True)
         return {}
-    for refused in app.refused:
-        click.echo(f"warning: left out: {one_line(refused)}", err=True)
     return {str(command.name): command for command in app.commands}
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import attrs
 import click
 
-from app.cli.session import HasEnvironment, print_json, print_table
-from app.main import build
+from app.cli.session import HasEnvironment, build_app, print_json, print_table
 from app.settings import Settings, load_settings
 from streams.service import consumer_specs
 from streams.subjects import Handler, SubjectTable
@@ -15,9 +14,7 @@ from streams.ticks import Tick
 
 def describe_handlers(settings: Settings) -> list[dict[str, object]]:
     """One record a handler: identity, subject, stream, durable, event type, key, policy, tables and plugin."""
-    app = build(settings)
-    for refused in app.refused:
-        click.echo(f"warning: left out: {refused}", err=True)
+    app = build_app(settings)
     plugins = {table.name: plugin.name for plugin in app.plugins for table in plugin.subject_tables}
     found = describe_tables(app.subject_tables, settings)
     return [row | {"plugin": plugins[str(row["handler"]).partition(".")[0]]} for row in found]

@@ -14,9 +14,8 @@ import attrs
 import click
 
 import streams.handlers
-from app.cli.session import HasEnvironment, connected, run_command
+from app.cli.session import HasEnvironment, build_app, connected, run_command
 from app.logs import one_line
-from app.main import build
 from app.scaffold import Draft, Names, names_for, render_module, render_test, try_out
 from app.settings import Settings, load_settings
 from models.errors import BrokerError, DeclarationError, StoreError
@@ -61,7 +60,7 @@ def handler(obj: HasEnvironment, subject: str, *, name: str | None, table: str |
     settings = load_settings(obj.env)
     stream = _stream_of(subject)
     names = _names(subject, name, table)
-    _refuse_clashes(names, build(settings).subject_tables)
+    _refuse_clashes(names, build_app(settings).subject_tables)
     target = _target(names, plugin)
     payloads, trouble = run_command(_sample(settings, stream, subject))
     objects = objects_of(payloads)

@@ -8,9 +8,8 @@ from typing import BinaryIO
 import attrs
 import click
 
-from app.cli.session import HasEnvironment, print_json, print_table
+from app.cli.session import HasEnvironment, build_app, print_json, print_table
 from app.logs import one_line
-from app.main import build
 from app.settings import Settings, load_settings
 from prompts.registry import SHIPPED, Variant, load_variants
 
@@ -67,7 +66,7 @@ def render(obj: HasEnvironment, version: str, *, context: BinaryIO, as_json: boo
 
 def _folders(settings: Settings) -> list[Path]:
     """Where variants are."""
-    return [SHIPPED, *build(settings).prompt_folders]
+    return [SHIPPED, *build_app(settings).prompt_folders]
 
 
 def _variants(settings: Settings) -> Mapping[str, Variant]:

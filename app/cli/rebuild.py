@@ -15,9 +15,8 @@ from app.cli.instants import InstantParam
 from app.cli.owned import owned_store
 from app.cli.playback import progress_bar
 from app.cli.replay import addresses
-from app.cli.session import HasEnvironment, connected, print_json, print_table
+from app.cli.session import HasEnvironment, build_app, connected, print_json, print_table
 from app.logs import configure_logging
-from app.main import build
 from app.settings import Settings, load_settings
 from models.errors import StoreError
 from state import ledger
@@ -106,7 +105,7 @@ def rebuild_command(obj: HasEnvironment, /, *, yes: bool, **asked: Any) -> None:
         if not yes:
             click.confirm(f"Replace the rows of {', '.join(changed)}?", abort=True)
         folder = settings.state_dir / FOLDER
-        tables = {table.name: table.version for table in build(settings).subject_tables}
+        tables = {table.name: table.version for table in build_app(settings).subject_tables}
         kept = take_snapshot(
             store.path, folder, reason="before-rebuild", tables=tables, app_version=version("tipstream")
         )
@@ -131,7 +130,7 @@ def _run(settings: Settings, wanted: Wanted, scratch: Scratch, note: Note) -> li
 
 
 async def _verify(settings: Settings, wanted: Wanted, scratch: Scratch, note: Note) -> list[Verified]:
-    app = build(settings)
+    app = build_app(settings)
     tables = {table.name: table for table in app.subject_tables}
     specs = consumer_specs(app.subject_tables, settings.nats_durable_prefix)
     declared = {rows.name for table in app.subject_tables for rows in table.tables}

@@ -14,10 +14,9 @@ import click
 
 from app.cli.instants import Place, PlaceParam, SpanParam
 from app.cli.playback import Printer, Summary, as_json, progress_bar
-from app.cli.session import HasEnvironment, connected
+from app.cli.session import HasEnvironment, build_app, connected
 from app.cli.where import Where
 from app.logs import configure_logging
-from app.main import build
 from app.settings import Settings, load_settings
 from models.errors import BrokerError
 from state.scratch import Scratch
@@ -111,7 +110,7 @@ def _choose(settings: Settings, question: Question) -> Chosen:
     Raises:
         click.UsageError: nobody takes one of them, or there is no such handler.
     """
-    tables = {table.name: table for table in build(settings).subject_tables}
+    tables = {table.name: table for table in build_app(settings).subject_tables}
     known = [handler for table in tables.values() for handler in table.handlers]
     for pattern in question.subjects:
         check_pattern(pattern, "SUBJECT")

@@ -16,8 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.cli.session import HasEnvironment, connected, print_json, run_command
-from app.main import build
+from app.cli.session import HasEnvironment, build_app, connected, print_json, run_command
 from app.settings import Settings, load_settings
 from models.errors import ApiError, BrokerError, BrokerUnavailable, PayloadError
 from streams.broker import Broker
@@ -108,7 +107,7 @@ def _stream_of(subject: str) -> str:
 
 
 def _handler_of(subject: str, settings: Settings) -> Handler | None:
-    tables = build(settings).subject_tables
+    tables = build_app(settings).subject_tables
     return next((found for table in tables if (found := table.handler_for(subject))), None)
 
 

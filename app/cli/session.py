@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.logs import configure_logging, one_line
-from app.main import access_of
+from app.main import App, access_of, build
 from app.settings import Settings
 from models.errors import BrokerUnavailable, SettingsError
 from streams.broker import Broker
@@ -33,6 +33,18 @@ class HasEnvironment(Protocol):
     @property
     def env(self) -> Mapping[str, str]:
         """The environment that the settings are read from."""
+
+
+def build_app(settings: Settings) -> App:
+    """Builds the app, with a line on stderr for each plugin that is left out.
+
+    Raises:
+        PluginError: as ``build`` does.
+    """
+    app = build(settings)
+    for refused in app.refused:
+        click.echo(f"warning: left out: {one_line(refused)}", err=True)
+    return app
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -8,8 +8,7 @@ import attrs
 import click
 
 from app.cli.rebuild import rebuild_command, verify_command
-from app.cli.session import HasEnvironment, print_json, print_table
-from app.main import build
+from app.cli.session import HasEnvironment, build_app, print_json, print_table
 from app.settings import load_settings
 from models.codec import encode_json
 from models.errors import StoreError
@@ -73,7 +72,7 @@ def list_(obj: HasEnvironment, table: str | None, limit: int, after: str | None,
 
 def _check_table(obj: HasEnvironment, reader: SqliteReader, table: str) -> None:
     """Refuses a table that no handler declares and that has no rows."""
-    declared = {rows.name for subjects in build(load_settings(obj.env)).subject_tables for rows in subjects.tables}
+    declared = {rows.name for subjects in build_app(load_settings(obj.env)).subject_tables for rows in subjects.tables}
     if table not in (known := declared | reader.count_rows().keys()):
         raise click.ClickException(f"no table {table!r}; there is {', '.join(sorted(known))}")
 
@@ -99,7 +98,7 @@ def snapshot(obj: HasEnvironment) -> None:
     """Take a snapshot of the store now; a worker may run meanwhile."""
     settings = load_settings(obj.env)
     with _reader(obj):  # there is a store, and it is sound
-        tables = {table.name: table.version for table in build(settings).subject_tables}
+        tables = {table.name: table.version for table in build_app(settings).subject_tables}
         taken = take_snapshot(
             store_path(settings.state_dir),
             settings.state_dir / FOLDER,

@@ -7,8 +7,8 @@ from typing import Literal
 import click
 
 from app.cli.owned import owned_store
-from app.cli.session import HasEnvironment, connected, print_json, print_table, run_command
-from app.main import build, check_state_dir
+from app.cli.session import HasEnvironment, build_app, connected, print_json, print_table, run_command
+from app.main import check_state_dir
 from app.settings import Settings, load_settings
 from state.schema import create_database, examine_database, has_database
 from state.sqlite import SqliteStore
@@ -103,7 +103,7 @@ def adopt(obj: HasEnvironment, durables: tuple[str, ...], at: Literal["floor", "
     made again from the streams, and events that handlers publish are published again.
     """
     settings = load_settings(obj.env)
-    specs = all_specs(build(settings).subject_tables, settings.nats_durable_prefix)
+    specs = all_specs(build_app(settings).subject_tables, settings.nats_durable_prefix)
     known = {spec.durable: spec for spec in specs}
     for durable in durables:
         if durable not in known:
@@ -129,7 +129,7 @@ def _lost(loss: Loss) -> str:
 
 
 async def _find_losses(settings: Settings, store: SqliteStore) -> list[Loss]:
-    specs = all_specs(build(settings).subject_tables, settings.nats_durable_prefix)
+    specs = all_specs(build_app(settings).subject_tables, settings.nats_durable_prefix)
     async with connected(settings) as broker:
         return await find_losses(broker, store, specs)
 
@@ -155,13 +155,13 @@ async def _apply(settings: Settings) -> list[Step]:
     store_id = examine_database(path, is_deep=False)
     async with connected(settings) as broker:
         steps = await _compare(settings, broker, store_id)
-        specs = all_specs(build(settings).subject_tables, settings.nats_durable_prefix)
+        specs = all_specs(build_app(settings).subject_tables, settings.nats_durable_prefix)
         await apply_steps(broker, steps, STREAMS, specs, replicas=settings.stream_replicas, store_id=store_id)
     return steps
 
 
 async def _compare(settings: Settings, broker: Broker, store_id: str) -> list[Step]:
-    specs = all_specs(build(settings).subject_tables, settings.nats_durable_prefix)
+    specs = all_specs(build_app(settings).subject_tables, settings.nats_durable_prefix)
     return await plan_steps(broker, STREAMS, specs, replicas=settings.stream_replicas, store_id=store_id)
 
 
