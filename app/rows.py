@@ -10,6 +10,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from models.codec import encode_json
+from models.errors import DeclarationError
 from state.schema import has_database
 from state.sqlite import SqliteReader
 from state.store import StoredRow
@@ -71,6 +72,10 @@ async def fetch_row(request: web.Request, table: Table[RowT], key: str) -> RowT 
     Raises:
         StoreError: the store can't be read; the answer is 503.
         PayloadError: the row does not fit its class any more.
+        DeclarationError: no subject table of the app owns the table, so it could never have a row.
     """
-    found = await request.config_dict[ROWS].fetch_row(table.name, key)
+    reader = request.config_dict[ROWS]
+    if table.name not in reader.table_names():
+        raise DeclarationError(f"table {table.name!r}", "expected one that a subject table of the app owns")
+    found = await reader.fetch_row(table.name, key)
     return None if found is None else typing.cast(RowT, table.decode(encode_json(found.row)))

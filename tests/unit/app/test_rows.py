@@ -1,17 +1,24 @@
 """Committed rows for views, read by a thread of their own."""
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from streams_kit import make_change
 
-from app.rows import RowReader
-from models.errors import StoreError
+from app.middleware import answer_errors
+from app.rows import ROWS, RowReader, fetch_row
+from models.errors import DeclarationError, StoreError
 from state.sqlite import SqliteStore
 from state.store import StoredRow
+from state.tables import Table
 
 
 @pytest.fixture
@@ -95,3 +102,66 @@ async def test_reader_closed_leaves_no_thread(path: Path) -> None:
     assert any(thread.name.startswith("rows") for thread in threading.enumerate())
     reader.close()
     assert not any(thread.name.startswith("rows") for thread in threading.enumerate())
+
+
+@attrs.frozen(kw_only=True)
+class Day:
+    """A row of the table ``days``."""
+
+    n: int = 0
+
+
+DAYS = Table("days", Day)
+
+
+@contextlib.asynccontextmanager
+async def served(reader: RowReader, table: Table[Day], found: list[Day | None]) -> AsyncIterator[TestClient[Any, Any]]:
+    """A client of an app whose one route reads a row of a table, as a plugin's route does."""
+
+    async def show(request: web.Request) -> web.Response:
+        found.append(await fetch_row(request, table, request.match_info["key"]))
+        return web.Response()
+
+    app = web.Application(middlewares=[answer_errors])
+    app[ROWS] = reader
+    app.router.add_get("/{key}", show)
+    async with TestClient(TestServer(app)) as client:
+        yield client
+
+
+async def test_route_of_a_plugin_reads_a_row_of_its_class(reader: RowReader, path: Path) -> None:
+    """A committed row comes as the table's class, fields that it lacks as their defaults; None when there is none."""
+    store = SqliteStore(path)
+    changes = [make_change(seq, puts=[("days", f"d{seq}", row)]) for seq, row in enumerate((b'{"n":1}', b"{}"), 1)]
+    store.commit(changes, [], marks=changes, sent=[])
+    found: list[Day | None] = []
+    async with served(reader, DAYS, found) as client:
+        for key in ("d1", "d2", "d3"):
+            assert (await client.get(f"/{key}")).status == 200
+    store.close()
+    assert found == [Day(n=1), Day(n=0), None]
+
+
+async def test_route_of_a_plugin_answers_503_while_the_store_is_damaged(reader: RowReader, path: Path) -> None:
+    """An error of the store is answered like that of the state view."""
+    path.write_bytes(b"not a database" * 500)
+    async with served(reader, DAYS, []) as client:
+        answer = await client.get("/mon")
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+
+
+async def test_route_of_a_plugin_may_not_read_a_table_that_nobody_owns(reader: RowReader) -> None:
+    """A table that no subject table of the app owns would never have a row: that is a mistake, and logged as one."""
+    app = web.Application()
+    app[ROWS] = reader
+    request = make_mocked_request("GET", "/mon", app=app)
+    with pytest.raises(DeclarationError, match=r"^table 'dayz': expected one that a subject table of the app owns$"):
+        await fetch_row(request, Table("dayz", Day), "mon")
+
+
+def test_reader_takes_the_tables_later(path: Path) -> None:
+    """The tables may be declared after the reader was made, since views are there before plugins."""
+    reader = RowReader(path)
+    reader.declare(["b", "a"])
+    assert list(reader.table_names()) == ["a", "b"]
+    reader.close()
