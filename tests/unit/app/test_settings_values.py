@@ -38,6 +38,19 @@ def test_port_takes_every_port(text: str, number: int) -> None:
     assert values.port(text) == number
 
 
+@pytest.mark.parametrize(("text", "names"), [("a", ("a",)), (" a.b , _c1,", ("a.b", "_c1")), (",", ())])
+def test_modules_takes_names_of_modules(text: str, names: tuple[str, ...]) -> None:
+    """Dotted names are taken in order; blanks and a comma too many do no harm."""
+    assert values.modules(text) == names
+
+
+@pytest.mark.parametrize("text", ["a-b", "a..b", ".a", "a.", "a/b", "a:b", "a b", "1a"])
+def test_modules_refuses_the_rest(text: str) -> None:
+    """Paths, relative names, functions and what Python would not import are refused with what is accepted."""
+    with pytest.raises(ValueError, match="^expected names of Python modules, as package.module, commas between them$"):
+        values.modules(f"good,{text}")
+
+
 @pytest.mark.parametrize(("text", "number"), [("1", 1), ("3", 3), ("5", 5)])
 def test_replicas_takes_odd_numbers(text: str, number: int) -> None:
     """One, three or five servers can elect a leader."""

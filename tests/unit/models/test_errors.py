@@ -12,6 +12,7 @@ from models.errors import (
     AppError,
     DeclarationError,
     PayloadError,
+    PluginError,
     Reject,
     RequestError,
     Retry,
@@ -65,6 +66,18 @@ def test_declaration_error_names_place_and_problem() -> None:
     """The message is where, then the problem."""
     error = DeclarationError('table "x"', "name: bad")
     assert (str(error), error.where, error.problem) == ('table "x": name: bad', 'table "x"', "name: bad")
+
+
+def test_plugin_error_names_plugin_file_and_line() -> None:
+    """The message has the plugin, its file and line if there is one, and the problem."""
+    error = PluginError("x", ("a/x.py", 7), "no")
+    assert (str(error), error.plugin, error.where, error.problem) == (
+        "plugin 'x' (a/x.py:7): no",
+        "x",
+        ("a/x.py", 7),
+        "no",
+    )
+    assert str(PluginError("x", ("", 0), "no")) == "plugin 'x': no"
 
 
 @pytest.mark.parametrize(

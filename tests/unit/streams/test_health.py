@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from streams.health import (
     ConsumerFacts,
     ConsumerHealth,
+    Health,
     NatsHealth,
     StateHealth,
     Status,
     judge,
     judge_consumer,
+    with_reasons,
 )
 
 FINE = ConsumerFacts(info_age_s=0.2)
@@ -190,3 +192,13 @@ def test_process_with_a_further_complaint_is_degraded() -> None:
     nats = attrs.evolve(NATS, consumers={"a": OK, "b": DEGRADED})
     health = judge(nats, StateHealth(), error=None, extra=("old server",))
     assert (health.status, health.reasons) == ("degraded", ["consumer b: paused until noon", "old server"])
+
+
+@pytest.mark.parametrize(
+    ("before", "more", "after"),
+    [("ok", (), "ok"), ("ok", ("b",), "degraded"), ("degraded", ("b",), "degraded"), ("down", ("b",), "down")],
+)
+def test_more_reasons_degrade_and_improve_nothing(before: Status, more: tuple[str, ...], after: Status) -> None:
+    """What others complain of stands after the rest, and makes nothing better than it was."""
+    health = with_reasons(Health(status=before, reasons=["a"], nats=NATS, state=StateHealth()), more)
+    assert (health.status, health.reasons) == (after, ["a", *more])

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import functools
+import inspect
 from typing import Any
 
 import attrs
@@ -225,3 +226,20 @@ def test_handler_refuses_another_form_of_function(function: Any, problem: str) -
     with pytest.raises(DeclarationError, match=problem):
         table.on("signals.a")(function)
     assert table.handlers == []
+
+
+def test_table_knows_where_it_was_made() -> None:
+    """File and line of the declaration are kept, for the errors that are found later."""
+    line = inspect.currentframe().f_lineno + 1  # type: ignore[union-attr]
+    table = SubjectTable("streaks")
+    assert table.made_at == (__file__, line)
+
+
+def test_table_in_use_takes_no_handler() -> None:
+    """Once an app runs the table, another handler is refused and none is added."""
+    table = SubjectTable("streaks")
+    table.on("signals.a")(streak_broken)
+    table.seal()
+    with pytest.raises(DeclarationError, match="subject table 'streaks', handler 'another': the table is in use"):
+        table.on("signals.b")(another)
+    assert [handler.name for handler in table.handlers] == ["streaks.streak_broken"]

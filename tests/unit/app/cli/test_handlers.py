@@ -1,11 +1,15 @@
 """``handlers``: what runs, on which subject, under which policy."""
 
+import importlib
 import json
+from pathlib import Path
 
+import pytest
 from process_kit import invoke
 
 from app.cli.handlers import describe_tables
 from app.settings import load_settings
+from models.errors import PluginError
 from streams import Context, SubjectTable, Tick
 
 
@@ -28,6 +32,18 @@ def test_handlers_in_json_have_fields_tables_and_policy() -> None:
     assert first["fields"] == ["user_id", "provider", "synced_at", "task_count", "cursor", "event_id"]
     assert first["policy"]["max_deliver"] == 9
     assert first["policy"]["backoff_s"] == [1, 5, 30]
+
+
+def test_handlers_name_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each handler is shown with its plugin; one that is left out is a warning on stderr, and the rest is there."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "left_out_for_tests.py").write_text("raise ValueError\n")
+    importlib.invalidate_caches()
+    result = invoke("handlers", "--json", PLUGINS="left_out_for_tests", PLUGIN_ERRORS="skip")
+    assert [row["plugin"] for row in json.loads(result.stdout)] == ["feedback", "signals", "signals"]
+    assert result.stderr.startswith("warning: left out: plugin 'left_out_for_tests'")
+    stopped = invoke("handlers", PLUGINS="left_out_for_tests").exception
+    assert isinstance(stopped, PluginError) and stopped.where[1] == 1
 
 
 def test_handlers_need_no_nats() -> None:
