@@ -53,6 +53,19 @@ def setup(app):
     app.add_command(greet)
     app.add_prompts(Path(__file__).parent / "variants")
 """
+CLASH = """
+from aiohttp import web
+
+routes = web.RouteTableDef()
+
+@routes.get("/mine")
+async def show(request: web.Request) -> web.Response:
+    return web.Response()
+
+@routes.get("/health")
+async def show_health(request: web.Request) -> web.Response:
+    return web.Response()
+"""
 VARIANT = """---
 version: terse
 purpose: one word
@@ -126,3 +139,28 @@ async def test_broken_plugin_stops_the_start(worker: Worker) -> None:
         worker.settings["PLUGINS"] = "no-module"
         helped = await run_app("--help", worker=worker)
         assert (helped.code, "warning: no plugin's commands: PLUGINS: expected" in helped.err) == (0, True)
+
+
+async def test_route_of_a_plugin_is_behind_the_tokens(worker: Worker) -> None:
+    """With API_TOKENS a plugin's route needs one as ours do, and its answers carry the request's id."""
+    worker.settings |= {"API_TOKENS": "ui:a-token-of-this-test", "NATS_URL": ""}
+    with worker:
+        await worker.start()
+        without = await worker.get("/seen/ada")
+        ids = {"Authorization": "Bearer a-token-of-this-test", "X-Request-Id": "r1"}
+        answer = await worker.get("/seen/ada", **ids)
+        assert (without.status, without.json["status"]) == (401, 401)
+        assert (answer.status, answer.json, answer.headers["X-Request-Id"]) == (200, {"count": 0}, "r1")
+
+
+@pytest.mark.parametrize("plugins", ["good,clash", "clash,good"], ids=["last", "first"])
+async def test_plugin_that_clashes_is_left_out_whole(worker: Worker, plugins: str) -> None:
+    """None of its routes is there when one of them is ours, whatever its place; log and health name file and line."""
+    (worker.folder / "clash.py").write_text(CLASH)
+    worker.settings |= {"PLUGINS": plugins, "NATS_URL": ""}
+    with worker:
+        await worker.start()
+        assert [(await worker.get(path)).status for path in ("/seen/ada", "/mine", "/health")] == [200, 404, 200]
+        error = f"plugin 'clash' ({worker.folder}/clash.py:10): route GET /health: plugin 'tipstream' has it"
+        assert (await worker.health())["reasons"] == [error]
+        assert [(line["level"], line["error"]) for line in worker.said("plugin left out")] == [("error", error)]
