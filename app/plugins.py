@@ -10,7 +10,6 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import operator
 import pkgutil
 import traceback
 from collections.abc import Callable, Iterable
