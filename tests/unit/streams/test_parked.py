@@ -133,3 +133,11 @@ def test_parked_lane_has_one_turn_however_often_it_is_scheduled() -> None:
     parked.schedule("a", 5.0)
     parked.schedule("a", 1.0)
     assert [parked.take_due(now, 9) for now in (4.0, 5.0, 6.0)] == [[], ["a"], []]
+
+
+def test_parked_lanes_are_due_once_the_first_may_run() -> None:
+    """A lane is due at its instant and not before; without any lane nothing is."""
+    parked = ParkedLanes()
+    assert not parked.is_due(100)
+    parked.load({"a": ParkedLane(due=60, count=1), "b": ParkedLane(due=50, count=2)})
+    assert [parked.is_due(now) for now in (49, 50, 51)] == [False, True, True]
