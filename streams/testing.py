@@ -325,7 +325,7 @@ class LiveApp:
                 yield message
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """The messages that were given up, in order."""
+        """The messages that were given up, in the order in which their letters were stored."""
         letters = []
         async for message in self._messages(DEAD_LETTERS, "deadletters.>"):
             if not message.subject.startswith(REDRIVE_PREFIX):
