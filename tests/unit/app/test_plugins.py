@@ -211,8 +211,12 @@ REFUSED = [
     pytest.param(HEAD + SUBJECTS.replace("[ROWS]", "[ROWS, ROWS]"), ":17", "two are called 'seen'", id="twins"),
     pytest.param(HEAD + ROUTE.replace("/seen", "/health"), ":18", "route GET /health: plugin 'tipstream'", id="route"),
     pytest.param(HEAD + ROUTE + ROUTE.replace("routes", "more"), ":24", "route GET /seen: plugin", id="own-route"),
-    pytest.param(HEAD + ROUTE.replace("/seen", "seen"), ":18", "route GET seen: ValueError: path should be started", id="path"),
-    pytest.param(HEAD + ROUTE.replace("/seen", "/{seen"), ":18", "route GET /{seen: ValueError: Invalid path", id="braces"),
+    pytest.param(
+        HEAD + ROUTE.replace("/seen", "seen"), ":18", "route GET seen: ValueError: path should be started", id="path"
+    ),
+    pytest.param(
+        HEAD + ROUTE.replace("/seen", "/{seen"), ":18", "route GET /{seen: ValueError: Invalid path", id="braces"
+    ),
     pytest.param(
         HEAD + SUBJECTS + ROUTE + 'routes.static("/files", "/nowhere")\n', ":", "route GET /files/: ", id="files"
     ),
