@@ -259,7 +259,7 @@ class Isolation:
     async def _end_of(process: Process) -> str:
         """How a process whose connection has ended came to its end."""
         try:
-            code = await asyncio.to_thread(process.popen.wait, END_S)
+            code = await asyncio.to_thread(_wait, process.popen)
         except subprocess.TimeoutExpired:
             return "it closed its connection"
         return f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -278,6 +278,14 @@ def _kill_group(popen: "subprocess.Popen[bytes]") -> None:
     if popen.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended by itself
             os.killpg(popen.pid, signal.SIGKILL)
+
+
+def _wait(popen: "subprocess.Popen[bytes]") -> int:
+    """Waits for a process's end, then kills what it has started: at once, while its number can't be another's yet."""
+    code = popen.wait(END_S)
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it has left nothing behind
+        os.killpg(popen.pid, signal.SIGKILL)
+    return code
 
 
 async def _reap(process: Process) -> None:

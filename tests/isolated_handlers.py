@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -99,6 +100,12 @@ def close() -> None:
     time.sleep(60)
 
 
+def leave() -> None:
+    """Starts a program that outlives its own end."""
+    subprocess.Popen(["sleep", "60"])
+    os._exit(3)
+
+
 WAYS: dict[str, Callable[[], object]] = {
     "succeed": lambda: None,
     "huge": lambda: None,
@@ -114,5 +121,6 @@ WAYS: dict[str, Callable[[], object]] = {
     "fail": failing(ValueError("bad")),
     "garble": garble,
     "close": close,
+    "leave": leave,
     "connect": lambda: socket.create_connection(("127.0.0.1", 9)),
 }

@@ -150,6 +150,24 @@ async def test_isolation_makes_the_end_of_a_process_a_failure(what: str, text: s
         assert isolation.pids == []
 
 
+def has_group(pid: int) -> bool:
+    """Whether anything lives in the process group of this number."""
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_isolation_ends_what_a_crashed_process_has_started() -> None:
+    """A program that a handler has started does not outlive the handler's process, however that came to its end."""
+    pids: list[int] = []
+    async with Isolation() as isolation:
+        fault = await run(isolation, "leave", begin=lambda: pids.extend(isolation.pids))
+    assert isinstance(fault, Fault) and fault.text == "the handler's process ended (exit code 3)"
+    await wait_until(lambda: not has_group(pids[0]), 5, what="its group is gone")
+
+
 async def test_isolation_classifies_errors_by_the_policy() -> None:
     """An error comes back as data: its kind, its delay, the line and the traceback."""
     async with Isolation() as isolation:
