@@ -17,6 +17,7 @@ from service_kit import (
     Running,
     all_acked,
     client,
+    count_of,
     messages_of,
     payload,
     publish,
@@ -92,6 +93,11 @@ async def test_isolated_handler_has_its_effects_and_its_order(bench: Bench, capl
     assert seen.pid != os.getpid() and seen.peeked in range(5)
     assert read(bench.state, "isolated_totals", "all") == {"count": 5}
     await all_acked(bench.nc, "isolated")
+
+    async def are_echoed() -> bool:
+        return await count_of(bench.nc, "SIGNALS", "signals.echo") == 5
+
+    await wait_until(are_echoed)
     echoes = [msgspec.json.decode(message.data) for message in await messages_of(bench.nc, "SIGNALS", "signals.echo")]
     assert [echo["n"] for echo in echoes] == [0, 1, 2, 3, 4] and len({echo["id"] for echo in echoes}) == 5
     found = [record for record in caplog.records if record.getMessage() == "obeyed"]
