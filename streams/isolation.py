@@ -44,6 +44,7 @@ PROCESS_LIMIT = 4
 START_S = 30.0
 END_S = 1.0
 REAP_S = 5.0
+STDERR_FD = 2
 # sys.path comes first, so that the process can import whatever the worker can.
 BOOT = (
     "import sys; fd, parent, *sys.path = sys.argv[1:]; "
@@ -211,6 +212,7 @@ class Isolation:
                 popen = subprocess.Popen(
                     [sys.executable, "-c", BOOT, str(theirs.fileno()), str(os.getpid()), *sys.path],
                     stdin=subprocess.DEVNULL,
+                    stdout=STDERR_FD if self._is_offline else None,  # a replay's own output is for programs
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,  # Ctrl-C is for the worker, which drains first
                 )

@@ -5,7 +5,9 @@ it peeked at when it ran for real, so that it decides as it did then. streams/re
 """
 
 import asyncio
+import contextlib
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -157,7 +159,8 @@ class Player:
         if item.error is not None:
             verdict = runner.judge(item, item.error)
         else:
-            verdict, ctx = await runner.run(item, self._slot)
+            with contextlib.redirect_stdout(sys.stderr):  # what a handler prints is not what the command prints
+                verdict, ctx = await runner.run(item, self._slot)
             await self._check_cancelled()
             if verdict.kind == "applied" and ctx.effects is not None:
                 effects = ctx.effects

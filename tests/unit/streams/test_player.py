@@ -293,3 +293,15 @@ async def test_player_runs_without_its_clock(scratch: Scratch) -> None:
     """Without being entered it plays as well, with nobody to look at the time."""
     table = table_of()
     assert (await play(player_of(table, scratch), table)).verdict.kind == "applied"
+
+
+async def test_what_handlers_print_goes_to_stderr(scratch: Scratch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The output of a replay is for programs; a print that somebody has left in a handler does not get into it."""
+
+    async def talk(event: Step, ctx: Context) -> None:
+        print("debugging")
+
+    table = table_of(talk)
+    async with player_of(table, scratch) as player:
+        await play(player, table)
+    assert capsys.readouterr() == ("", "debugging\n")
