@@ -54,7 +54,7 @@ class Known:
         return bits is not None and ledger.has(bits, seq)
 
     def outcome_of(self, seq: int) -> str:
-        """What became of a message: applied, dead, dropped, parked, or pending."""
+        """What became of a message: applied, dead, dropped, parked, pending, or none below the floor."""
         if self.has_bit(seq):
             return "applied"
         if seq in self.dead:

@@ -88,20 +88,15 @@ def replay_command(obj: HasEnvironment, /, *, where: str | None, is_json: bool, 
     settings = load_settings(obj.env)
     chosen = _choose(settings, question)
     configure_logging("error", "text", sys.stderr)
-    with contextlib.ExitStack() as stack:
-        printer = Printer(sys.stdout)
-        show: Callable[[Played, str], None] = printer.show
-        if is_json:
-            write = sys.stdout.write
-            show = lambda played, live: _ignored(write(as_json(played, live)))  # noqa: E731 (no wider than its use)
-        # asyncio's own loop: it is the one whose connections can be refused.
-        runner = stack.enter_context(asyncio.Runner())
+    out, printer = sys.stdout, Printer(sys.stdout)
+
+    def write_json(played: Played, live: str) -> None:
+        out.write(as_json(played, live))
+
+    show = write_json if is_json else printer.show
+    with asyncio.Runner() as runner:  # asyncio's own loop: it is the one whose connections can be refused
         summary = runner.run(_replay(settings, question, chosen, show))
     _conclude(summary, question, sys.stderr if is_json else sys.stdout)
-
-
-def _ignored(_: int) -> None:
-    """What a write returns says nothing."""
 
 
 def _choose(settings: Settings, question: Question) -> Chosen:

@@ -12,6 +12,8 @@ from process_kit import Result, Worker, environment, run_app
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 LINE_LIMIT = 15
+FRESH = {"PYTHONDONTWRITEBYTECODE": "1"}
+"""A module that is changed within a second, to one of the same size, would be taken from its cache."""
 
 
 def section(title: str) -> str:
@@ -51,7 +53,7 @@ def test_readme_code_is_short(title: str) -> None:
 async def test_readme_handler_runs_as_printed(tmp_path: Path) -> None:
     """The module of "Add a handler", with PLUGINS=streaks and nothing else, turns an event into a row."""
     (tmp_path / "streaks.py").write_text(blocks("Add a handler", "python")[0])
-    with Worker(tmp_path, PLUGINS="streaks") as worker:
+    with Worker(tmp_path, PLUGINS="streaks", **FRESH) as worker:
         await worker.start()
         sent = await run_app("send", "signals.streak.broken", '{"user_id": "ada"}', worker=worker)
         assert sent.code == 0, sent.err
@@ -65,7 +67,7 @@ async def test_readme_incident_is_found_corrected_and_verified(tmp_path: Path) -
     module, right = tmp_path / "streaks.py", blocks("Add a handler", "python")[0]
     module.write_text(right.replace("row.count + 1", "row.count + 2"))
     (look,), (verify, rebuild, verify_again) = (steps(block) for block in blocks("Find out what happened", "console"))
-    with Worker(tmp_path, PLUGINS="streaks") as worker:
+    with Worker(tmp_path, PLUGINS="streaks", **FRESH) as worker:
         await worker.start()
         for user in ("ada", "bob", "ada"):
             await run_app("send", "signals.streak.broken", f'{{"user_id": "{user}"}}', worker=worker)
@@ -90,6 +92,6 @@ async def test_readme_test_passes_as_printed(tmp_path: Path) -> None:
     for text, ended in ((right, "2 passed"), (right.replace("row.count + 1", "row.count + 2"), "2 failed")):
         (tmp_path / "streaks.py").write_text(text)
         done = await asyncio.to_thread(
-            subprocess.run, command, cwd=tmp_path, env=environment(tmp_path, {}), capture_output=True, text=True
+            subprocess.run, command, cwd=tmp_path, env=environment(tmp_path, FRESH), capture_output=True, text=True
         )
         assert ended in done.stdout, done.stdout + done.stderr

@@ -104,6 +104,7 @@ async def test_worker_that_ends_leaves_no_isolated_process(tmp_path: Path, numbe
         await begin(worker)
         await wait_until(lambda: worker.said("spinning"), what="the handler's process runs")
         pids = isolated_pids(worker)
+        assert pids, "there is a process that could be left behind"
         worker.signal(number)
         await worker.ended()
         await wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), what="they are gone")

@@ -99,7 +99,9 @@ def test_health_before_the_start(settings: Settings, url: str | None, mode: str,
 
 async def test_finish_without_streams_does_nothing(settings: Settings) -> None:
     """Stopping an app that has nothing running returns at once."""
-    await build(settings).finish()
+    app = build(settings)
+    await app.finish()
+    assert app.service is None
 
 
 def test_services_get_what_the_operator_set(settings: Settings, tmp_path: Path) -> None:
