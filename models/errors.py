@@ -19,7 +19,9 @@ The tree, three levels deep at most::
     │   ├── ServerMissing       there is no nats-server program to start
     │   ├── ApiError            JetStream answered with an error
     │   └── AttachRefused       a consumer may not be used: identity or data loss
+    ├── ModelError              a version of a model can't be used
     ├── PromptError             a prompt can't be rendered with what was given
+    ├── GatewayError            the LLM gateway gave no answer that can be used
     ├── NetworkRefused          a handler wants to connect while it is replayed
     └── RequestError            an HTTP request can't be answered as asked
 
@@ -185,6 +187,36 @@ class PromptError(AppError):
         super().__init__(f"prompt {version}: {problem}")
         self.version = version
         self.problem = problem
+
+
+class ModelError(AppError):
+    """A version of a model, or its card, can't be used; what is served goes on.
+
+    Args:
+        version: the version, or the alias that was asked for.
+        problem: what is wrong, and what would be accepted.
+    """
+
+    def __init__(self, version: str, problem: str) -> None:
+        super().__init__(f"model {version}: {problem}")
+        self.version = version
+        self.problem = problem
+
+
+class GatewayError(AppError):
+    """The LLM gateway gave no answer that can be used: another model, or the local template, answers instead.
+
+    Args:
+        reason: one word that may go into an answer and a metric (``timeout``, ``rate_limited``, ``refused`` …).
+        detail: what happened, without any key or text of users.
+        may_retry: whether the same call may go through a moment later.
+    """
+
+    def __init__(self, reason: str, detail: str, *, may_retry: bool = False) -> None:
+        super().__init__(f"LLM gateway: {reason} ({detail})")
+        self.reason = reason
+        self.detail = detail
+        self.may_retry = may_retry
 
 
 class NetworkRefused(AppError):
