@@ -6,7 +6,9 @@ version later (``Rollout``) is the registry's history, shown beside it.
 """
 
 import datetime as dt
+import hashlib
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import attrs
@@ -18,6 +20,11 @@ Source = Literal["candidate", "profile", "context", "table"]
 Split = Literal["train", "validation", "test"]
 
 _HASH = attrs.validators.matches_re(r"[0-9a-f]{64}")
+
+
+def feature_hash(names: Sequence[str]) -> str:
+    """Sixteen hexadecimal digits that stand for the columns of a matrix: their names in their order."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def _finite(_: object, attribute: "attrs.Attribute[float]", value: float) -> None:
@@ -100,7 +107,7 @@ class Card:
 
     Args:
         artifact_hash: SHA-256 of the artifact's bytes; a version whose artifact has another one is refused.
-        feature_hash: what ``models.features.feature_hash`` says of the inputs; the decision log carries it.
+        feature_hash: what ``feature_hash`` says of the inputs; the decision log carries it.
         parameters: the booster's parameters and its number of trees.
         limits: where the model must not be used, and what it can't know, a sentence each.
     """

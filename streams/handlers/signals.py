@@ -1,35 +1,14 @@
 """What users and providers do: synchronised tasks become state, feedback on tips is logged."""
 
-import datetime as dt
 import logging
 
-import attrs
-
 from models.events import TaskSynced, TipFeedback
+from models.rows import ProviderSync, UserSync
 from state.tables import Table
 from streams.context import Context
 from streams.subjects import SubjectTable
 
 log = logging.getLogger(__name__)
-
-
-@attrs.frozen(kw_only=True)
-class ProviderSync:
-    """The newest synchronisation of one provider."""
-
-    synced_at: dt.datetime
-    task_count: int | None = None
-    cursor: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class UserSync:
-    """What is known of a user's synchronisations; ``updated_at`` is the stream's time of the newest event."""
-
-    providers: dict[str, ProviderSync] = attrs.field(factory=dict)
-    last_event_id: str | None = None
-    stream_seq: int = 0
-    updated_at: dt.datetime | None = None
 
 
 USER_SYNC = Table("user_sync", UserSync)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from streams_kit import MemoryRows, ts_of
 
 from models.events import TaskSynced, TipFeedback
-from streams.handlers.signals import USER_SYNC, ProviderSync, UserSync, subjects, task_synced, tip_feedback
+from models.rows import ProviderSync, UserSync
+from streams.handlers.signals import USER_SYNC, subjects, task_synced, tip_feedback
 
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 
