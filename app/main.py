@@ -24,16 +24,23 @@ from app.middleware import BODY_LIMIT_BYTES, LINE_LIMIT_BYTES, middlewares
 from app.plugin_checks import check_plugin
 from app.plugins import Plugin, find_plugins, load_plugin, plugin_of
 from app.rows import ROWS, RowReader
+from app.scoring import Scoring
+from app.serving import ModelServing, Starter
 from app.settings import Settings
+from app.user_rows import UserRowReader
 from app.views.health import health_routes
 from app.views.metrics import metrics_routes
+from app.views.score import score_routes
 from app.views.state import state_routes
 from models.errors import PluginError, SettingsError, StoreUnwritable
+from models.profile_reader import ProfileReader, UnknownFeatures
+from models.registry import Registry
+from models.scorer import Scorer
 from state.schema import examine_database, has_database
 from state.store import store_path
 from streams.access import Access
 from streams.broker import Broker
-from streams.health import Health, NatsHealth, StateHealth, judge, with_reasons
+from streams.health import Health, NatsHealth, StateHealth, judge, with_model, with_reasons
 from streams.locks import read_mounts, refuse_network_filesystem
 from streams.server import EmbeddedServer
 from streams.service import ServiceConfig, StreamService
@@ -64,6 +71,7 @@ class App:
             middlewares=middlewares(observer=self.metrics, tokens=settings.api_tokens),
             client_max_size=BODY_LIMIT_BYTES,
         )
+        self.models: ModelServing | None = None
         self.nats_url: str | None = None
         self.ended = asyncio.Event()
         self._broker: Broker | None = None
@@ -131,8 +139,10 @@ class App:
 
     def health(self) -> Health:
         """What /health shows, as of now."""
-        if self._service:
-            return with_reasons(self._service.health(), self._refused)
+        health = with_reasons(self._service.health(), self._refused) if self._service else self._health_without_nats()
+        return with_model(health, self.models.health() if self.models else None)
+
+    def _health_without_nats(self) -> Health:
         mode = self.settings.nats_mode
         nats = NatsHealth(enabled=mode != "disabled", mode=mode, connected=False)
         return judge(nats, StateHealth(), error=None, extra=tuple(self._refused))
@@ -204,11 +214,12 @@ def service_config(settings: Settings) -> ServiceConfig:
     )
 
 
-def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None) -> App:
+def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None, starter: Starter | None = None) -> App:
     """Builds the app with everything that ships with it and every plugin that is found.
 
     Args:
         plugins: take these and no others.
+        starter: trains the first model of an empty registry.
 
     Raises:
         PluginError: a plugin can't be loaded, or clashes with what is there; with PLUGIN_ERRORS=skip it is left out.
@@ -216,7 +227,8 @@ def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None) -> App
     app = App(settings)
     reader = RowReader(store_path(settings.state_dir))
     app.http[ROWS] = reader
-    for routes in (health_routes(app), state_routes(reader), metrics_routes(app.metrics)):
+    scoring = provide_scoring(app, starter)
+    for routes in (health_routes(app), state_routes(reader), metrics_routes(app.metrics), score_routes(scoring)):
         app.add_plugin(Plugin(name="tipstream", origin="shipped", routes=[routes]))
     if plugins is None:
         for found in find_plugins(settings.plugins):
@@ -235,6 +247,28 @@ def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None) -> App
 
     app.http.on_cleanup.append(close_reader)
     return app
+
+
+def provide_scoring(app: App, train_starter: Starter | None) -> Scoring:
+    """Builds what answers ``/score``, and has the app start and stop it."""
+    settings = app.settings
+    scorer = Scorer()
+    rows = UserRowReader(store_path(settings.state_dir))
+    folder = settings.model_folder
+    source = None if folder is None else Registry(folder, settings.model_name)
+    serving = ModelServing(settings.model_name, source, scorer, train_starter=train_starter)
+    app.models = serving
+
+    async def provide(_: web.Application) -> AsyncIterator[None]:
+        async with serving:
+            yield
+        rows.close()
+
+    app.http.cleanup_ctx.append(provide)
+    profiles = ProfileReader(
+        unknown=UnknownFeatures(app.metrics.count_unknown_feature), outside=app.metrics.count_outside_range
+    )
+    return Scoring(scorer, rows, profiles.read, app.decisions)
 
 
 def check_state_dir(path: Path) -> None:

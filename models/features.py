@@ -11,7 +11,7 @@ The scorer (models/scorer.py) is the next step.
 import datetime as dt
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import attrs
 import msgspec
@@ -21,11 +21,11 @@ import numpy.typing as npt
 from models.card import Input, Source
 from models.codec import between
 from models.errors import ModelError
-from models.profile_schema import PROFILE, ProfileFeatures
+from models.profile_schema import MAX_FLOAT, PROFILE, ProfileFeatures
 from models.rows import UserSync
 
 Matrix = npt.NDArray[np.float32]
-MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_Number = Annotated[float, msgspec.Meta(ge=-MAX_FLOAT, le=MAX_FLOAT)]
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +46,7 @@ class Moment:
 
     now: dt.datetime
     profile: ProfileFeatures
-    context: ScoreContext = ScoreContext()
+    context: ScoreContext = attrs.field(factory=ScoreContext)
     rows: Mapping[str, object] = attrs.field(factory=dict)
 
 
@@ -228,9 +228,13 @@ class Assembler:
         self._own = _columns(own)
         self._shared = _columns(shared)
         self._values = [cast(Callable[[Moment], float | None], features[column].value) for column in shared]
-        fields = [(features[column].name, float | None, None) for column in own]
+        self._own_count = len(own)
+        read = [features[column].name for column in own]
+        others = [name for name, feature in declared.items() if feature.source == "candidate" and name not in read]
+        fields = [(name, _Number | None, None) for name in (*read, *others)]
         self.candidate_features: type[msgspec.Struct] = msgspec.defstruct("CandidateFeatures", fields)
-        """What a request's candidates carry for this model; any other name in them is ignored."""
+        """What a request's candidates may carry: the model's features in the order of its columns, then all others
+        that are declared, so that no wrong value passes unseen; a name that is not declared is ignored."""
 
     def matrix(self, candidates: Sequence[msgspec.Struct], moment: Moment) -> Matrix:
         """Makes the matrix of one request.
@@ -239,15 +243,14 @@ class Assembler:
             candidates: instances of ``candidate_features``, in request order.
 
         Returns:
-            Shape: (n_candidates, n_features) float32, C order; row order = request order, NaN = missing. A number
-            beyond float32 becomes infinite.
+            Shape: (n_candidates, n_features) float32, C order; row order = request order, NaN = missing.
         """
         matrix = np.empty((len(candidates), len(self.names)), dtype=np.float32)
-        with np.errstate(over="ignore"):
-            if self._values:
-                matrix[:, self._shared] = np.array([value(moment) for value in self._values], dtype=np.float32)
-            if len(self._values) < len(self.names):
-                matrix[:, self._own] = np.array(list(map(msgspec.structs.astuple, candidates)), dtype=np.float32)
+        if self._values:
+            matrix[:, self._shared] = np.array([value(moment) for value in self._values], dtype=np.float32)
+        if self._own_count:
+            rows = np.array(list(map(msgspec.structs.astuple, candidates)), dtype=np.float32)
+            matrix[:, self._own] = rows[:, : self._own_count]
         return matrix
 
     def matrix_of(self, candidates: Sequence[Mapping[str, float | None]], moment: Moment) -> Matrix:

@@ -131,7 +131,7 @@ def _publish(building: Path, path: Path) -> None:
         os.close(folder)
 
 
-def connect_readonly(path: Path) -> sqlite3.Connection:
+def connect_readonly(path: Path, *, busy_s: float = 5) -> sqlite3.Connection:
     """Opens a connection that can't change the database; each statement sees what is committed at its start.
 
     Raises:
@@ -140,7 +140,7 @@ def connect_readonly(path: Path) -> sqlite3.Connection:
     quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     uri = f"file:{quoted}?mode=ro"
     try:
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=5)
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=busy_s)
     except sqlite3.Error as error:
         raise translate(path, error) from error
 

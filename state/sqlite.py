@@ -20,6 +20,7 @@ from state.schema import OF_DURABLES, connect_readonly, create_database, examine
 from state.store import (
     Change,
     DeadLetter,
+    EncodedRow,
     Failure,
     Floor,
     Loaded,
@@ -47,11 +48,15 @@ def _dead_letter(facts: Sequence[Any]) -> DeadLetter:
 
 
 class SqliteReader:
-    """Reads committed rows through a connection of its own; for views and commands."""
+    """Reads committed rows through a connection of its own; for views and commands.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        busy_s: seconds to wait for a database that another process has locked whole.
+    """
+
+    def __init__(self, path: Path, *, busy_s: float = 5) -> None:
         self._path = path
-        self._connection = connect_readonly(path)
+        self._connection = connect_readonly(path, busy_s=busy_s)
 
     def fetch_row(self, table: str, key: str) -> StoredRow | None:
         """Reads one row.
@@ -60,6 +65,19 @@ class SqliteReader:
             StoreError: the database can't be read.
         """
         return next(self._select("where table_name = ? and key = ?", (table, key)), None)
+
+    def fetch_encoded(self, table: str, key: str) -> EncodedRow | None:
+        """Reads one row as the JSON that is stored.
+
+        Raises:
+            StoreError: the database can't be read.
+        """
+        query = "select row, stream, seq from rows where table_name = ? and key = ?"
+        try:
+            found = self._connection.execute(query, (table, key)).fetchone()
+        except sqlite3.Error as error:
+            raise translate(self._path, error) from error
+        return None if found is None else EncodedRow(row=found[0].encode(), stream=found[1], stream_seq=found[2])
 
     def list_rows(self, table: str, *, after: str | None = None, limit: int = 100) -> list[StoredRow]:
         """Reads rows of a table by key, those after ``after`` only."""

@@ -24,6 +24,15 @@ class StoredRow:
 
 
 @attrs.frozen(kw_only=True)
+class EncodedRow:
+    """A committed row as the JSON that is stored, with the message that wrote it last."""
+
+    row: bytes
+    stream: str
+    stream_seq: int
+
+
+@attrs.frozen(kw_only=True)
 class Floor:
     """How far a durable has got: every matching message up to ``seq`` has its outcome.
 

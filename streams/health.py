@@ -65,6 +65,17 @@ class StateHealth:
 
 
 @attrs.frozen(kw_only=True)
+class ModelHealth:
+    """The model that scores: ok while the version that should serve does."""
+
+    name: str
+    version: str | None = None
+    is_simulated: bool | None = None
+    status: Status = "ok"
+    reason: str | None = None
+
+
+@attrs.frozen(kw_only=True)
 class Health:
     """The whole answer of ``/health``; ``reasons`` has one sentence for each thing that is not ok."""
 
@@ -72,6 +83,7 @@ class Health:
     reasons: list[str]
     nats: NatsHealth
     state: StateHealth
+    model: ModelHealth | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -160,3 +172,9 @@ def with_reasons(health: Health, more: Sequence[str]) -> Health:
         return health
     status: Status = "degraded" if health.status == "ok" else health.status
     return attrs.evolve(health, status=status, reasons=[*health.reasons, *more])
+
+
+def with_model(health: Health, model: ModelHealth | None) -> Health:
+    """Adds the model; without the one that should serve, what was ok is degraded."""
+    reasons = [f"model: {model.reason}"] if model and model.reason else []
+    return with_reasons(attrs.evolve(health, model=model), reasons)

@@ -1,0 +1,184 @@
+"""Keeps the scorer on the model that the registry's champion alias names.
+
+This module looks at the registry twice a second, loads what the alias names in a thread, and gives it to the scorer
+when it is whole; a version that can't be served is told in /health and the model before it goes on. With a registry
+that holds no version at all, one process trains the starter model in a process of its own. What a version, a card and
+an alias are is models/registry.py's business; scoring is models/scorer.py's.
+"""
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Protocol
+
+from models.card import Card
+from models.errors import AppError
+from models.scorer import Model, Scorer, load_model
+from streams.health import ModelHealth
+
+log = logging.getLogger(__name__)
+
+CHAMPION = "champion"
+LOOK_S = 0.5
+
+Starter = Callable[[], Awaitable[str | None]]
+"""Trains the first version of an empty registry, and returns what went wrong, if anything did."""
+TRY_AGAIN_S = 10.0
+"""Seconds after which a version that was refused is looked at again, though its alias has not moved."""
+
+
+class Stored(Protocol):
+    """A version as the registry keeps it."""
+
+    @property
+    def version(self) -> str:
+        """Its number."""
+
+    @property
+    def artifact(self) -> bytes:
+        """XGBoost's own format."""
+
+    @property
+    def card(self) -> Card:
+        """What must be known of it."""
+
+
+class ModelSource(Protocol):
+    """The registry; every call reads files, so it is made in a thread."""
+
+    def stamp(self) -> object:
+        """Changes whenever an alias does."""
+
+    def aliases(self) -> Mapping[str, str]:
+        """Versions by alias."""
+
+    def fetch(self, version: str) -> Stored:
+        """Reads a version, and raises ModelError unless it may be served."""
+
+
+class ModelServing:
+    """The models of one process.
+
+    Args:
+        source: the registry; None: no models are looked for.
+        train_starter: makes the first version of an empty registry; None: nobody does.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: ModelSource | None,
+        scorer: Scorer,
+        *,
+        train_starter: Starter | None = None,
+    ) -> None:
+        self._name = name
+        self._source = source
+        self._scorer = scorer
+        self._train_starter = train_starter
+        self._tasks: list[asyncio.Task[None]] = []
+        self._seen: object = None
+        self._refused_at: float | None = None
+        self.problem: str | None = None
+
+    def health(self) -> ModelHealth | None:
+        """What serves, and what is wrong with what should serve."""
+        if self._source is None:
+            return None
+        model = self._scorer.model
+        return ModelHealth(
+            name=self._name,
+            version=model.version if model else None,
+            is_simulated=model.is_simulated if model else None,
+            status="ok" if model and not self.problem else "degraded",
+            reason=self.problem,
+        )
+
+    async def __aenter__(self) -> "ModelServing":
+        """Begins to follow the registry, without waiting for a model."""
+        if self._source:
+            self._tasks.append(asyncio.create_task(self._follow(self._source), name="models"))
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, source: ModelSource) -> None:
+        await self._look(source)
+        if self._train_starter and not self._scorer.model and self._refused_at is None:
+            self._tasks.append(asyncio.create_task(self._start(self._train_starter), name="starter-model"))
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self._look(source)
+
+    async def _start(self, train: Starter) -> None:
+        """Has the starter model trained; the registry is looked at meanwhile, so it serves once it is promoted."""
+        self.problem = "there is no model yet: the starter model is being trained"
+        failure = await train()
+        if failure:
+            self.problem = f"there is no model: the starter model could not be trained ({failure})"
+
+    async def _look(self, source: ModelSource) -> None:
+        try:
+            stamp = await asyncio.to_thread(source.stamp)
+            is_due = self._refused_at is not None and time.monotonic() - self._refused_at > TRY_AGAIN_S
+            if stamp == self._seen and not is_due:
+                return
+            self._seen = stamp
+            version = (await asyncio.to_thread(source.aliases)).get(CHAMPION)
+            if version is None:
+                self.problem = self.problem or "no version is the champion: see 'models promote'"
+                return
+            if self._scorer.model and self._scorer.model.version == version:
+                self._accept(None)
+                return
+            self._accept(await asyncio.to_thread(_load, source, version))
+        except (AppError, OSError) as error:
+            self._refuse(error)
+
+    def _accept(self, model: Model | None) -> None:
+        self._refused_at = None
+        self.problem = None
+        if model:
+            self._scorer.model = model
+            log.info("model serves", extra={"fields": {"model": self._name, "version": model.version}})
+
+    def _refuse(self, error: Exception) -> None:
+        self._refused_at = time.monotonic()
+        goes_on = f"; version {self._scorer.model.version} goes on" if self._scorer.model else ""
+        problem = f"{error}{goes_on}"
+        if problem != self.problem:
+            log.error("model refused", extra={"fields": {"error": problem}})
+        self.problem = problem
+
+
+def _load(source: ModelSource, version: str) -> Model:
+    stored = source.fetch(version)
+    return load_model(stored.version, stored.artifact, stored.card)
+
+
+async def train_starter() -> str | None:
+    """Trains the starter model in a process of its own, with this process's settings; what went wrong, if anything."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "app", "models", "train", "--starter"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, errors = await process.communicate()
+    except asyncio.CancelledError:
+        process.terminate()
+        await process.wait()
+        raise
+    if process.returncode == 0:
+        return None
+    lines = errors.decode(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), f"exit code {process.returncode}")

@@ -1,0 +1,73 @@
+"""The rows of one user that features read, on the event loop.
+
+A read of a committed row takes some microseconds of a connection that belongs to the loop, as the handlers' reads do;
+a thread between would cost more than the read. Before there is a store there are no rows.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import msgspec
+
+from models.codec import decoder_for
+from models.decisions import RowRead
+from models.errors import PayloadError, StoreError
+from models.features import ROW_TYPES
+from state.schema import has_database
+from state.sqlite import SqliteReader
+
+BUSY_S = 0.01
+"""Readers wait for nobody in WAL mode; while a database is locked whole, they must not hold the loop."""
+
+
+@attrs.frozen(kw_only=True)
+class UserRows:
+    """What was read: the typed rows for features, and the same for the decision log."""
+
+    rows: Mapping[str, object]
+    read: dict[str, RowRead]
+
+
+NO_ROWS = UserRows(rows={}, read={})
+
+
+class UserRowReader:
+    """Reads rows by the user's id.
+
+    Args:
+        path: the database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reader: SqliteReader | None = None
+        self._decoders: dict[str, Any] = {table: decoder_for(row) for table, row in ROW_TYPES.items()}
+
+    def fetch(self, user_id: str, tables: Iterable[str]) -> UserRows:
+        """Reads the user's row of each table; a table without one is left out.
+
+        Raises:
+            StoreError: the store can't be read, or a row in it does not fit its class.
+        """
+        rows: dict[str, object] = {}
+        read: dict[str, RowRead] = {}
+        if self._reader is None and has_database(self._path):
+            self._reader = SqliteReader(self._path, busy_s=BUSY_S)
+        for table in tables if self._reader else ():
+            assert self._reader, "there are no tables to read without one"
+            found = self._reader.fetch_encoded(table, user_id)
+            if found is None:
+                continue
+            try:
+                rows[table] = self._decoders[table](found.row)
+            except PayloadError as error:
+                raise StoreError(self._path, f"table {table}: a row does not fit its class ({error.reason})") from error
+            read[table] = RowRead(stream=found.stream, seq=found.stream_seq, row=msgspec.Raw(found.row))
+        return UserRows(rows=rows, read=read)
+
+    def close(self) -> None:
+        """Closes the database."""
+        if self._reader:
+            self._reader.close()
