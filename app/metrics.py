@@ -2,8 +2,9 @@
 
 This module owns the names, labels and units of every metric, listed in ``METRICS``; next to them stand the usual
 ``process_*`` metrics of prometheus_client. Labels take declared values only (route templates, handlers, durables,
-statuses), never a key, path or id. What the worker knows is read at each scrape from its health, so that both always
-say the same; only requests and commits are counted here. The route is app/views/metrics.py.
+statuses), never a key, path or id; the one exception, names of unknown profile features, is bounded where they are read
+(models/profile_reader.py). What the worker knows is read at each scrape from its health, so that both always say the
+same; only requests, their profile features and commits are counted here. The route is app/views/metrics.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,6 +68,16 @@ LAG = _gauge("tipstream_consumer_lag_seconds", "How far a consumer is behind its
 CONNECTED = _gauge("tipstream_nats_connected", "Whether NATS is connected [0 or 1]")
 RTT = _gauge("tipstream_nats_rtt_seconds", "Round trip to the NATS server; absent without an answer [seconds]")
 UNHANDLED = _gauge("tipstream_unhandled_messages", "Messages in the streams that no handler matches [messages]")
+PROFILE_UNKNOWN = _counter(
+    "tipstream_profile_features_unknown_total",
+    "Profile features of requests that the contract lacks; after 50 names: other [features]",
+    labels=("feature",),
+)
+PROFILE_OUTSIDE = _counter(
+    "tipstream_profile_features_outside_total",
+    "Profile features of requests outside of their range, used as sent [features]",
+    labels=("feature",),
+)
 UP_STATUS = _gauge("tipstream_up_status", "1 for the status that /health has now [0 or 1]", labels=("status",))
 
 METRICS: tuple[MetricSpec, ...] = (
@@ -74,6 +85,7 @@ METRICS: tuple[MetricSpec, ...] = (
     *(PROCESSED, ERRORS, DEAD_LETTERS),
     *(PENDING, ACK_PENDING, REDELIVERED, PARKED, LAG),
     *(CONNECTED, RTT, UNHANDLED, UP_STATUS),
+    *(PROFILE_UNKNOWN, PROFILE_OUTSIDE),
 )
 
 _OF_HANDLER: Mapping[MetricSpec, Callable[[HandlerCounts], float]] = {
@@ -102,6 +114,8 @@ class Metrics:
         self._requests = _histogram(HTTP_REQUEST, _REQUEST_BUCKETS_S, self._registry)
         self._commits = _histogram(COMMIT_SECONDS, _COMMIT_BUCKETS_S, self._registry)
         self._outcomes = Counter(COMMIT_OUTCOMES.name, COMMIT_OUTCOMES.help, registry=self._registry)
+        self._unknown = _labelled(PROFILE_UNKNOWN, self._registry)
+        self._outside = _labelled(PROFILE_OUTSIDE, self._registry)
         self._registry.register(_HealthCollector(source))
         ProcessCollector(registry=self._registry)
 
@@ -114,6 +128,14 @@ class Metrics:
         """Takes note of a group commit that succeeded."""
         self._commits.observe(duration_s)
         self._outcomes.inc(outcome_count)
+
+    def count_unknown_feature(self, label: str) -> None:
+        """Takes note of a profile feature that the contract lacks, by a label of ``UnknownFeatures``."""
+        self._unknown.labels(label).inc()
+
+    def count_outside_feature(self, name: str) -> None:
+        """Takes note of a profile feature, one of the contract, whose value is outside of its range."""
+        self._outside.labels(name).inc()
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format, version 0.0.4."""
@@ -161,3 +183,7 @@ def _family(spec: MetricSpec, samples: Iterable[tuple[tuple[str, ...], float | N
 
 def _histogram(spec: MetricSpec, buckets_s: tuple[float, ...], registry: CollectorRegistry) -> Histogram:
     return Histogram(spec.name, spec.help, spec.labels, buckets=buckets_s, registry=registry)
+
+
+def _labelled(spec: MetricSpec, registry: CollectorRegistry) -> Counter:
+    return Counter(spec.name, spec.help, spec.labels, registry=registry)

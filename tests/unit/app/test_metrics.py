@@ -127,6 +127,18 @@ def test_commits_are_counted_with_their_outcomes() -> None:
     assert shown[("tipstream_commit_seconds_sum",)] == 0.25 + 0.5
 
 
+def test_profile_features_are_counted_by_name() -> None:
+    """Two requests with an unknown feature, and one with a value outside of its range."""
+    metrics = Metrics(FakeSource())
+    for label in ("mood", "mood", "other"):
+        metrics.count_unknown_feature(label)
+    metrics.count_outside_feature("preferred_hour")
+    shown = samples(metrics)
+    assert shown[("tipstream_profile_features_unknown_total", "mood")] == 2
+    assert shown[("tipstream_profile_features_unknown_total", "other")] == 1
+    assert shown[("tipstream_profile_features_outside_total", "preferred_hour")] == 1
+
+
 @pytest.mark.parametrize(
     ("method", "label"), [("GET", "GET"), ("PROPFIND", "other"), ("get", "other")], ids=["usual", "unusual", "made-up"]
 )

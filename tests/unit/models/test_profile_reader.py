@@ -83,6 +83,10 @@ def test_reader_takes_nothing_for_no_profile(raw: bytes | msgspec.Raw) -> None:
         ("[]", "profile_features: expected object | null, got array"),
         ("7", "profile_features: expected object | null, got int"),
     ],
+    ids=[
+        *("text", "bool", "object", "high", "low", "infinite"),
+        *("decimals", "bool-int", "unsafe", "huge", "int-bool", "beside-unknown", "array", "number"),
+    ],
 )
 def test_reader_refuses_a_wrong_dtype_by_path(features: str, reason: str) -> None:
     """The reason is the path from the request's root, then what was expected; such a request counts nothing."""
