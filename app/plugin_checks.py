@@ -18,8 +18,8 @@ from streams.subjects import SubjectTable
 
 OUR_COMMANDS = frozenset(
     (
-        *("audit", "deadletters", "handlers", "new", "prompts", "replay", "send", "settings", "state", "streams"),
-        "worker",
+        *("audit", "deadletters", "handlers", "new", "prompts", "replay"),
+        *("schema", "send", "settings", "state", "streams", "worker"),
     )
 )
 """Names that no plugin's command may have; app/cli/group.py has these commands."""

@@ -20,6 +20,7 @@ The tree, three levels deep at most::
     │   ├── ApiError            JetStream answered with an error
     │   └── AttachRefused       a consumer may not be used: identity or data loss
     ├── ModelError              a version of a model can't be used
+    ├── ContractError           a file of another service's contract can't be read
     ├── PromptError             a prompt can't be rendered with what was given
     ├── GatewayError            the LLM gateway gave no answer that can be used
     ├── NetworkRefused          a handler wants to connect while it is replayed
@@ -173,6 +174,20 @@ class ApiError(BrokerError):
 
 class AttachRefused(BrokerError):
     """A durable consumer may not be used by this store; a person decides what happens next."""
+
+
+class ContractError(AppError):
+    """A file that says what another service sends can't be read.
+
+    Args:
+        line: where, counted from 1.
+        problem: what is wrong there, and what would be accepted.
+    """
+
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(f"line {line}: {problem}")
+        self.line = line
+        self.problem = problem
 
 
 class PromptError(AppError):

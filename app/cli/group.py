@@ -17,6 +17,7 @@ from app.cli.handlers import handlers
 from app.cli.new import new
 from app.cli.prompts import prompts
 from app.cli.replay import replay_command
+from app.cli.schema import schema
 from app.cli.send import send
 from app.cli.session import build_app
 from app.cli.settings import settings
@@ -72,7 +73,7 @@ def cli() -> None:
 
 for _command in (
     *(worker, handlers, new, send, replay_command, state),
-    *(streams, deadletters, audit, prompts, settings),
+    *(streams, deadletters, audit, prompts, schema, settings),
 ):
     cli.add_command(_command)
 
