@@ -33,7 +33,7 @@ def as_typescript(features: Sequence[ProfileFeature] = PROFILE) -> str:
 
 
 def as_json_schema(features: Sequence[ProfileFeature] = PROFILE) -> dict[str, object]:
-    """A JSON Schema of ``profile_features``; its limits are the ranges, beyond which a value is counted, not refused."""
+    """A JSON Schema of ``profile_features``; beyond its limits a value is counted, not refused."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "profile_features",

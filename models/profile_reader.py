@@ -133,9 +133,7 @@ class ProfileReader:
             return self._read_misfit(b'{"profile_features":' + bytes(raw) + b"}")
 
     def _read_misfit(self, body: bytes) -> ProfileFeatures:
-        features = _decode_body(body).profile_features
-        if features is None:  # the other decoder would have taken a null
-            return NO_PROFILE
+        features = _decode_body(body).profile_features or NO_PROFILE
         self.unknown.note(name for name in _decode_parts(body).profile_features if name not in _NAMES)
         for feature in PROFILE:
             if _is_outside(feature, getattr(features, feature.name)):

@@ -203,8 +203,9 @@ class _Reading:
         if key is None and named is not None:
             return [attrs.evolve(named, dtype=dtype)] if dtype else self.entries_of(value) or [named]
         if key is not None and dtype:
-            is_wire_name = named is not None and not named.problem and key.text.lower() != key.text
-            name = named.name if named is not None and is_wire_name else key.text
+            own = "" if named is None else named.name
+            is_own = own and key.text not in self.known and (own in self.known or key.text.lower() != key.text)
+            name = own if is_own else key.text
             return [Entry(name=name, dtype=dtype, line=key.line)]
         return self.entries_of(value)
 
@@ -220,9 +221,10 @@ class _Reading:
     def _name_of(self, facts: Mapping[str, Sequence[Item]], line: int) -> Entry | None:
         """The name that an object gives itself: rather one that may be a key of JSON than one for people."""
         texts = {key: self._text_of(facts[key]) for key in _NAME_KEYS if key in facts}
-        for text in texts.values():
-            if text is not None and _IDENTIFIER.fullmatch(text):
-                return Entry(name=text, dtype="", line=line)
+        given = [text for text in texts.values() if text is not None]
+        if given:
+            name = next((text for text in given if _IDENTIFIER.fullmatch(text)), given[0])
+            return Entry(name=name, dtype="", line=line)
         if not texts:
             return None
         key = next(iter(texts))

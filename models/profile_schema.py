@@ -120,6 +120,9 @@ class ProfileFeatures(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=Fa
             return NotImplemented
         return msgspec.structs.astuple(self) == msgspec.structs.astuple(other)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # msgspec's own would compare the two objects, not what they say
+
     def __hash__(self) -> int:
         return hash(msgspec.structs.astuple(self))
 

@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import attrs
 import click
@@ -30,11 +29,11 @@ def schema() -> None:
 @click.option(
     "--check",
     "registry",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Compare names and dtypes with those of a TypeScript file; exit code 3 when they differ.",
+    type=click.File("rb"),
+    help="Compare names and dtypes with those of a TypeScript file, - for standard input; exit code 3: they differ.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
-def profile(*, form: Form | None, registry: Path | None, as_json: bool) -> None:
+def profile(*, form: Form | None, registry: BinaryIO | None, as_json: bool) -> None:
     """Show the profile features that the recommender sends on every request."""
     if form is not None and (registry is not None or as_json):
         raise click.UsageError("--format goes with no other option")
@@ -55,7 +54,7 @@ def _limit(value: float | None) -> str:
     return "-" if value is None else json.dumps(value)
 
 
-def _check(registry: Path, as_json: bool) -> None:
+def _check(registry: BinaryIO, as_json: bool) -> None:
     differences = _differences(registry)
     if as_json:
         print_json([attrs.asdict(difference) for difference in differences])
@@ -65,25 +64,22 @@ def _check(registry: Path, as_json: bool) -> None:
         raise click.exceptions.Exit(3)
 
 
-def _differences(registry: Path) -> Sequence[Difference]:
+def _differences(registry: BinaryIO) -> Sequence[Difference]:
     try:
-        with registry.open("rb") as file:
-            content = file.read(MAX_SOURCE_BYTES + 1)
+        content = registry.read(MAX_SOURCE_BYTES + 1)
         if len(content) > MAX_SOURCE_BYTES:
-            raise click.BadParameter(f"{registry} has more than {MAX_SOURCE_BYTES} bytes", param_hint="--check")
+            raise click.BadParameter(f"{registry.name} has more than {MAX_SOURCE_BYTES} bytes", param_hint="--check")
         return compare(content.decode())
-    except OSError as error:
-        raise click.BadParameter(f"{registry}: {error.strerror}", param_hint="--check") from error
     except UnicodeDecodeError as error:
-        raise click.BadParameter(f"{registry} is no UTF-8", param_hint="--check") from error
+        raise click.BadParameter(f"{registry.name} is no UTF-8", param_hint="--check") from error
     except ContractError as error:
-        place = one_line(f"{registry}:{error.line}: {error.problem}")
+        place = one_line(f"{registry.name}:{error.line}: {error.problem}")
         raise click.BadParameter(place, param_hint="--check") from error
 
 
-def _print_differences(registry: Path, differences: Sequence[Difference]) -> None:
+def _print_differences(registry: BinaryIO, differences: Sequence[Difference]) -> None:
     for difference in differences:
         place = "" if difference.line is None else f", line {difference.line}"
         click.echo(one_line(f"{difference}{place}"))
     if not differences:
-        click.echo(one_line(f"{registry} has the same {len(PROFILE)} features"))
+        click.echo(one_line(f"{registry.name} has the same {len(PROFILE)} features"))
