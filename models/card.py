@@ -8,6 +8,7 @@ version later (``Rollout``) is the registry's history, shown beside it.
 import datetime as dt
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,7 +20,10 @@ CARD_SCHEMA = 1
 Source = Literal["candidate", "profile", "context", "table"]
 Split = Literal["train", "validation", "test"]
 
-_HASH = attrs.validators.matches_re(r"[0-9a-f]{64}")
+
+def _sha256(_: object, attribute: "attrs.Attribute[str]", value: str) -> None:
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError(f"{attribute.name}: expected a SHA-256 as 64 hexadecimal digits, got {value[:80]!r}")
 
 
 def feature_hash(names: Sequence[str]) -> str:
@@ -65,7 +69,7 @@ class TrainingData:
     positive_ratio: float = attrs.field(validator=between(0, 1))
     first_at: dt.datetime = attrs.field(validator=aware)
     last_at: dt.datetime = attrs.field(validator=aware)
-    data_hash: str = attrs.field(validator=_HASH)
+    data_hash: str = attrs.field(validator=_sha256)
 
 
 @attrs.frozen(kw_only=True)
@@ -115,7 +119,7 @@ class Card:
     card_schema: int = CARD_SCHEMA
     name: str = attrs.field(validator=filled)
     created_at: dt.datetime = attrs.field(validator=aware)
-    artifact_hash: str = attrs.field(validator=_HASH)
+    artifact_hash: str = attrs.field(validator=_sha256)
     feature_hash: str = attrs.field(validator=filled)
     inputs: tuple[Input, ...]
     training: TrainingData

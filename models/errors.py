@@ -20,6 +20,7 @@ The tree, three levels deep at most::
     │   ├── ApiError            JetStream answered with an error
     │   └── AttachRefused       a consumer may not be used: identity or data loss
     ├── ModelError              a version of a model can't be used
+    │   └── ModelUnknown        there is none of that name
     ├── ContractError           a file of another service's contract can't be read
     ├── PromptError             a prompt can't be rendered with what was given
     ├── GatewayError            the LLM gateway gave no answer that can be used
@@ -216,6 +217,10 @@ class ModelError(AppError):
         super().__init__(f"model {version}: {problem}")
         self.version = version
         self.problem = problem
+
+
+class ModelUnknown(ModelError):
+    """There is no version of that number, or no alias of that name: ask for one that there is."""
 
 
 class GatewayError(AppError):
