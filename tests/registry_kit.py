@@ -18,6 +18,7 @@ INPUTS = (
     Input(name="acceptance_rate_30d", source="profile", unit="ratio", meaning="Accepted of shown.", low=0, high=1),
     Input(name="hours_since_sync", source="table", unit="h", meaning="Since the last sync."),
 )
+FAIR = FairnessCheck(name="score gap", groups={"new": 0.4, "old": 0.5}, gap=0.1, limit=0.2, has_passed=True)
 AUC = Metric(name="auc", split="test", value=0.71, low=0.68, high=0.74, row_count=60)
 
 
@@ -53,7 +54,9 @@ def card(of: bytes, **changes: Any) -> Card:
         "parameters": {"objective": "binary:logistic", "max_depth": 2, "trees": 5},
         "metrics": (AUC, Metric(name="log_loss", split="test", value=0.6, low=0.55, high=0.65, row_count=60)),
         "slices": (Slice(feature="hours_since_sync", part="missing", metrics=(AUC,)),),
-        "fairness": (FairnessCheck(name="score gap", groups={"new": 0.4, "old": 0.5}, gap=0.1, limit=0.2, has_passed=True),),
+        "fairness": (
+            FairnessCheck(name="score gap", groups={"new": 0.4, "old": 0.5}, gap=0.1, limit=0.2, has_passed=True),
+        ),
         "limits": ("It has seen no <real> user.",),
     }
     return Card(**facts | changes)
