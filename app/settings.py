@@ -95,6 +95,13 @@ class Settings:
         show=values.show_tokens,
         conceal=values.conceal_all,
     )
+    model_name: str = _setting("tip-scorer", values.model_name, "Name of the model in the registry.")
+    model_registry: str | None = _setting(
+        None,
+        values.model_registry,
+        "Folder of the models; unset: STATE_DIR/models, none: no models are looked for.",
+        conceal=values.conceal_credentials,
+    )
     shutdown_s: float = _setting(20.0, values.seconds(0, 3_600), "Seconds that running handlers get to end at a stop.")
     plugins: tuple[str, ...] = _setting(
         (), values.modules, "Modules of plugins, commas between; those installed with an entry point need none."
@@ -108,6 +115,13 @@ class Settings:
     log_format: str | None = _setting(
         None, values.one_of("text", "json"), "text or json; unset: text on a terminal, json elsewhere."
     )
+
+    @property
+    def model_folder(self) -> Path | None:
+        """Where the model registry is, or None when no models are looked for."""
+        if self.model_registry is None:
+            return self.state_dir / "models"
+        return None if self.model_registry == values.NO_REGISTRY else Path(self.model_registry)
 
     @property
     def nats_mode(self) -> Mode:

@@ -13,8 +13,11 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from models.registry import NAME
+
 HIDDEN = "****"
-SCOPES = ("health", "metrics", "state")
+NO_REGISTRY = "none"
+SCOPES = ("health", "metrics", "models", "state")
 
 
 @attrs.frozen(kw_only=True)
@@ -99,6 +102,22 @@ def existing_file(text: str) -> Path:
     if not Path(text).is_file():
         raise ValueError("expected the path of a file that exists")
     return Path(text)
+
+
+def model_name(text: str) -> str:
+    """Parses the name of a model, which is that of a folder too."""
+    if not NAME.fullmatch(text):
+        raise ValueError("expected 1 to 64 small letters, digits, . _ or -, a letter or digit first")
+    return text
+
+
+def model_registry(text: str) -> str:
+    """Parses the folder of the model registry, which need not exist yet, or the word none."""
+    if text.lower() == NO_REGISTRY:
+        return NO_REGISTRY
+    if "://" in text or Path(text).is_file():
+        raise ValueError("expected a folder, or none to look for no models")
+    return text
 
 
 def host(text: str) -> str:

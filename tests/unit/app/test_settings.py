@@ -28,6 +28,8 @@ DEFAULTS = {
     "http_port": 8080,
     "http_allow_open": False,
     "api_tokens": (),
+    "model_name": "tip-scorer",
+    "model_registry": None,
     "shutdown_s": 20.0,
     "plugins": (),
     "plugin_errors": "stop",
@@ -64,6 +66,8 @@ def test_settings_read_every_value(tmp_path: Path) -> None:
         "http_host": "localhost",
         "http_port": 0,
         "http_allow_open": True,
+        "model_name": "m.2",
+        "model_registry": "/models",
         "shutdown_s": 2.5,
         "plugins": ("a.b", "c"),
         "plugin_errors": "skip",
@@ -89,6 +93,19 @@ def test_nats_url_decides_where_nats_runs(env: dict[str, str], mode: str, urls: 
     assert (settings.nats_mode, settings.nats_urls) == (mode, urls)
 
 
+@pytest.mark.parametrize(
+    ("env", "folder"),
+    [
+        pytest.param({"STATE_DIR": "/data"}, Path("/data/models"), id="unset"),
+        pytest.param({"STATE_DIR": "/data", "MODEL_REGISTRY": "here"}, Path("here"), id="folder"),
+        pytest.param({"MODEL_REGISTRY": "None"}, None, id="none"),
+    ],
+)
+def test_model_registry_decides_where_models_are(env: dict[str, str], folder: Path | None) -> None:
+    """In STATE_DIR, in a folder that is named, or nowhere."""
+    assert load_settings(env).model_folder == folder
+
+
 def test_settings_name_the_key_the_value_and_what_is_accepted() -> None:
     """A refused value is an error of one sentence with all that is needed to mend it."""
     with pytest.raises(SettingsError) as caught:
@@ -111,6 +128,8 @@ def test_settings_name_the_key_the_value_and_what_is_accepted() -> None:
         pytest.param("HTTP_HOST", "http://a", id="host"),
         pytest.param("HTTP_PORT", "-1", id="port"),
         pytest.param("HTTP_ALLOW_OPEN", "yes", id="switch"),
+        pytest.param("MODEL_NAME", "../x", id="model"),
+        pytest.param("MODEL_REGISTRY", "http://a", id="registry"),
         pytest.param("SHUTDOWN_S", "3601", id="shutdown"),
         pytest.param("LOG_LEVEL", "loud", id="level"),
         pytest.param("LOG_FORMAT", "xml", id="format"),
@@ -197,7 +216,7 @@ FOREIGN = """
     ALL_PROXY http_proxy NATS_PORT NATS_HOST NATS_USER NATS_PASSWORD NATS_CA NATS_CERT NATS_KEY NATS_TOKEN
     NATS_SERVICE_HOST NATS_SERVICE_PORT NATS_SERVICE_PORT_CLIENT NATS_PORT_4222_TCP NATS_PORT_4222_TCP_ADDR
     NATS_PORT_4222_TCP_PORT NATS_PORT_4222_TCP_PROTO HTTP_PORT_80_TCP HTTP_SERVICE_HOST HTTP_SERVICE_PORT
-    KUBERNETES_PORT STATE_URL MODEL_NAME LOG_FILE LOG_DIR LOG_COLOR DATA_DIR CACHE_DIR HTTP_TIMEOUT API_KEY API_URL
+    KUBERNETES_PORT STATE_URL MODEL_PATH LOG_FILE LOG_DIR LOG_COLOR DATA_DIR CACHE_DIR HTTP_TIMEOUT API_KEY API_URL
     PYTHONPATH
 """.split()
 
@@ -231,6 +250,7 @@ def test_http_port_explains_a_service_link() -> None:
         pytest.param("API_TOKENS", f"ui:{TOKEN}:hunter2", "hunter2", id="token-with-colon"),
         pytest.param("NATS_URL", "user:hunter2@a", "hunter2", id="url-without-scheme"),
         pytest.param("NATS_URL", "nats://user:hun,ter2@a", "hun", id="password-with-comma"),
+        pytest.param("MODEL_REGISTRY", "mlflow+http://user:hunter2@a", "hunter2", id="registry-with-password"),
     ],
 )
 def test_settings_error_hides_secrets(name: str, value: str, secret: str) -> None:

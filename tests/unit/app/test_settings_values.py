@@ -51,6 +51,34 @@ def test_modules_refuses_the_rest(text: str) -> None:
         values.modules(f"good,{text}")
 
 
+@pytest.mark.parametrize("text", ["tip-scorer", "a", "0.1_b", "a" * 64])
+def test_model_name_takes_names_of_folders(text: str) -> None:
+    """Small letters, digits and a few signs make a name."""
+    assert values.model_name(text) == text
+
+
+@pytest.mark.parametrize("text", ["A", "..", "a/b", ".a", "-a", "a" * 65, "ä", "a\n"])
+def test_model_name_refuses_the_rest(text: str) -> None:
+    """What could leave the registry, or be another folder on another system, is refused."""
+    with pytest.raises(ValueError, match="^expected 1 to 64 small letters, digits"):
+        values.model_name(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("/m", "/m"), ("m/../n", "m/../n"), ("NONE", "none"), ("./none", "./none")]
+)
+def test_model_registry_takes_a_folder_or_none(text: str, value: str) -> None:
+    """The word is taken however it is written; a folder need not exist."""
+    assert values.model_registry(text) == value
+
+
+@pytest.mark.parametrize("text", ["file:///m", "mlflow+sqlite:///m.db", __file__])
+def test_model_registry_refuses_the_rest(text: str) -> None:
+    """Neither a URL nor a file is a folder."""
+    with pytest.raises(ValueError, match="^expected a folder, or none to look for no models$"):
+        values.model_registry(text)
+
+
 @pytest.mark.parametrize(("text", "number"), [("1", 1), ("3", 3), ("5", 5)])
 def test_replicas_takes_odd_numbers(text: str, number: int) -> None:
     """One, three or five servers can elect a leader."""
@@ -186,7 +214,7 @@ def test_tokens_reads_names_tokens_and_scopes() -> None:
         pytest.param(f"ui:{TOKEN},", "entry 2: expected name:token", id="comma-at-the-end"),
         pytest.param(f"ui:{TOKEN[:-1]}", "entry 1: expected a token of 16", id="15-letters"),
         pytest.param(f"ui:{TOKEN} x", "entry 1: expected a token of 16", id="space-in-token"),
-        pytest.param(f"ui:{TOKEN}:", "entry 1: expected scopes out of health, metrics, state", id="no-scope"),
+        pytest.param(f"ui:{TOKEN}:", "entry 1: expected scopes out of health, metrics, models, state", id="no-scope"),
         pytest.param(f"ui:{TOKEN}:health+admin", "entry 1: expected scopes", id="unknown-scope"),
         pytest.param(f"ui:{TOKEN}:health:state", "entry 1: expected scopes", id="scopes-joined-wrongly"),
         pytest.param(f"ui:{TOKEN},ui:{TOKEN}2", "expected each name once", id="name-twice"),
