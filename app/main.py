@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 from aiohttp import web
 
+from app.cards import open_registry
 from app.metrics import Metrics
 from app.middleware import BODY_LIMIT_BYTES, LINE_LIMIT_BYTES, middlewares
 from app.plugin_checks import check_plugin
@@ -30,6 +31,7 @@ from app.settings import Settings
 from app.user_rows import UserRowReader
 from app.views.health import health_routes
 from app.views.metrics import metrics_routes
+from app.views.models import models_routes
 from app.views.score import score_routes
 from app.views.state import state_routes
 from models.errors import PluginError, SettingsError, StoreUnwritable
@@ -227,8 +229,13 @@ def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None, starte
     app = App(settings)
     reader = RowReader(store_path(settings.state_dir))
     app.http[ROWS] = reader
-    scoring = provide_scoring(app, starter)
-    for routes in (health_routes(app), state_routes(reader), metrics_routes(app.metrics), score_routes(scoring)):
+    registry = open_registry(settings)
+    app.models = ModelServing(settings.model_name, registry, scorer := Scorer(), train_starter=starter)
+    views = (
+        *(health_routes(app), state_routes(reader), metrics_routes(app.metrics)),
+        *(score_routes(provide_scoring(app, scorer)), models_routes(registry, app.models.served)),
+    )
+    for routes in views:
         app.add_plugin(Plugin(name="tipstream", origin="shipped", routes=[routes]))
     if plugins is None:
         for found in find_plugins(settings.plugins):

@@ -77,6 +77,8 @@ def test_build_has_all_tables_and_routes(settings: Settings) -> None:
         "/health/live",
         "/health/ready",
         "/metrics",
+        "/models",
+        "/models/{version}/card",
         "/state/{table}/{key}",
     }
 
