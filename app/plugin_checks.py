@@ -18,7 +18,7 @@ from streams.subjects import SubjectTable
 
 OUR_COMMANDS = frozenset(
     (
-        *("audit", "deadletters", "handlers", "new", "prompts", "replay"),
+        *("audit", "deadletters", "handlers", "models", "new", "prompts", "replay"),
         *("schema", "send", "settings", "state", "streams", "worker"),
     )
 )

@@ -14,6 +14,7 @@ import click
 from app.cli.audit import audit
 from app.cli.deadletters import deadletters
 from app.cli.handlers import handlers
+from app.cli.models import models
 from app.cli.new import new
 from app.cli.prompts import prompts
 from app.cli.replay import replay_command
@@ -73,7 +74,7 @@ def cli() -> None:
 
 for _command in (
     *(worker, handlers, new, send, replay_command, state),
-    *(streams, deadletters, audit, prompts, schema, settings),
+    *(streams, deadletters, audit, models, prompts, schema, settings),
 ):
     cli.add_command(_command)
 
