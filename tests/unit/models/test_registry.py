@@ -379,6 +379,14 @@ def test_stamp_changes_with_every_move(registry: Registry) -> None:
     assert registry.stamp() == seen[-1]
 
 
+def test_stamp_sees_a_move_by_hand(registry: Registry) -> None:
+    """Whoever edits the file of the aliases leaves no line in the history."""
+    registry.promote("1", now=NOW)
+    before = registry.stamp()
+    (registry.folder / "aliases.json").write_text('{"champion": "3", "by": "hand"}')
+    assert registry.stamp() != before
+
+
 def test_stamp_is_never_an_error(tmp_path: Path) -> None:
     """A registry that is missing, or whose folder is none, has a stamp of its own."""
     registry = Registry(tmp_path / "models", NAME)
