@@ -103,7 +103,7 @@ class Probe:
         info = await self._broker.api(f"STREAM.INFO.{stream.name}", timeout_s=TIMEOUT_S)
         wanted = stream_config(stream, replicas=self._replicas, max_payload_bytes=self._broker.max_payload_bytes)
         self.stream_drift[stream.name] = tuple(str(found) for found in differences(wanted, info["config"]))
-        if not stream.is_public:
+        if not stream.is_public or stream.log_bytes is not None:
             return 0
         unhandled = int(info["state"]["messages"])
         for spec in self._specs:

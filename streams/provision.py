@@ -33,6 +33,9 @@ async def ensure_streams(
 ) -> None:
     """Creates missing streams; leaves existing ones as they are.
 
+    A log for which the server has no room is left out, with an error in the application's log: nothing is handled later
+    because of it.
+
     Args:
         known: streams that the store has read before; one of these that is gone has lost its messages, so it is not
             made anew here.
@@ -42,9 +45,13 @@ async def ensure_streams(
     """
     for spec in streams:
         if spec.name not in known and await stream_info(broker, spec.name) is None:
-            await create_stream(
-                broker, stream_config(spec, replicas=replicas, max_payload_bytes=broker.max_payload_bytes)
-            )
+            config = stream_config(spec, replicas=replicas, max_payload_bytes=broker.max_payload_bytes)
+            try:
+                await create_stream(broker, config)
+            except ApiError as error:
+                if spec.log_bytes is None:
+                    raise
+                log.error("stream can't be created", extra={"fields": {"stream": spec.name, "error": str(error)}})
 
 
 async def stream_info(broker: Broker, name: str) -> Any | None:

@@ -27,8 +27,12 @@ STORE_KEY = "tipstream_store"
 TABLE_KEY = "tipstream_table"
 
 DEAD_LETTERS = "DEAD_LETTERS"
+DECISIONS = "DECISIONS"
 TIMERS = "TIMERS"
 DEAD_LETTER_PREFIX = "deadletters."
+DECISION_PREFIX = "decisions."
+DECISIONS_BYTES = 1024**3
+"""About 400,000 decisions of 20 candidates with 24 features each."""
 
 
 @attrs.frozen(kw_only=True)
@@ -38,12 +42,15 @@ class StreamSpec:
     Args:
         is_public: handlers and ``send`` may publish to it.
         is_for_handlers: handlers take its messages, so it limits payloads so that a dead letter of one still fits.
+        log_bytes: makes it a log that drops its oldest messages beyond this size, and takes atomic batches. A log may
+            be missing, and hold what nobody handles; None for a stream that keeps everything.
     """
 
     name: str
     subjects: tuple[str, ...]
     is_public: bool = True
     is_for_handlers: bool = True
+    log_bytes: int | None = None
 
 
 STREAMS = (
@@ -51,6 +58,7 @@ STREAMS = (
     StreamSpec(name="FEEDBACK", subjects=("feedback.>",)),
     StreamSpec(name=TIMERS, subjects=("timers.>",), is_public=False),
     StreamSpec(name=DEAD_LETTERS, subjects=("deadletters.>",), is_public=False, is_for_handlers=False),
+    StreamSpec(name=DECISIONS, subjects=("decisions.>",), log_bytes=DECISIONS_BYTES),
 )
 
 
@@ -132,6 +140,9 @@ def is_publishable(subject: str, streams: Iterable[StreamSpec]) -> bool:
 
 def stream_config(spec: StreamSpec, *, replicas: int, max_payload_bytes: int) -> dict[str, object]:
     """The stream's configuration as JetStream's API takes it."""
+    log: dict[str, object] = {}
+    if spec.log_bytes is not None:
+        log = {"discard": "old", "max_bytes": spec.log_bytes, "allow_atomic": True}
     return {
         "name": spec.name,
         "subjects": list(spec.subjects),
@@ -144,7 +155,7 @@ def stream_config(spec: StreamSpec, *, replicas: int, max_payload_bytes: int) ->
         "max_msg_size": max_payload_bytes - HEADER_BUDGET_BYTES if spec.is_for_handlers else -1,
         "allow_direct": True,
         "deny_delete": not spec.is_for_handlers,
-    }
+    } | log
 
 
 def consumer_config(spec: ConsumerSpec, *, store_id: str) -> dict[str, object]:

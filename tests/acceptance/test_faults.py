@@ -134,7 +134,7 @@ async def test_deleted_stream_is_reported_and_not_made_again(tmp_path: Path, nat
             assert await worker.stop() == 0
             await worker.start()
         names = {info.config.name for info in await client.jetstream().streams_info()}
-        assert names == {"SIGNALS", "TIMERS", "DEAD_LETTERS"}
+        assert names == {"SIGNALS", "TIMERS", "DEAD_LETTERS", "DECISIONS"}
         await client.close()
 
 

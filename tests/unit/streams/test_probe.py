@@ -87,13 +87,14 @@ async def test_unanswered_look_keeps_the_old_sight_and_its_age() -> None:
 
 
 async def test_messages_that_no_handler_matches_are_counted() -> None:
-    """What the public streams hold beyond the handled subjects is counted: 10 - 4 of one, 2 - 0 of the other."""
-    signals, feedback, timers, dead_letters = STREAMS
+    """What the public streams hold beyond the handled subjects is counted, 10 - 4 and 2 - 0; a log needs no handler."""
+    signals, feedback, timers, dead_letters, decisions = STREAMS
     answers = {
         "STREAM.INFO.SIGNALS": state(signals, 10, {"signals.step": 4, "signals.odd": 6}),
         "STREAM.INFO.FEEDBACK": state(feedback, 2, {}),
         "STREAM.INFO.TIMERS": state(timers, 100, {}),
         "STREAM.INFO.DEAD_LETTERS": state(dead_letters, 100, {}),
+        "STREAM.INFO.DECISIONS": state(decisions, 100, {}),
     }
     async with probing(**answers) as (probe, _):
         await wait_until(lambda: probe.unhandled)
@@ -103,12 +104,13 @@ async def test_messages_that_no_handler_matches_are_counted() -> None:
 async def test_probe_names_what_differs_in_a_stream() -> None:
     """A stream that somebody has changed is named with both values; one that is as declared has none."""
     async with probing(**{"STREAM.INFO.SIGNALS": state(STREAMS[0], 0, {}, discard="old")}) as (probe, _):
-        await wait_until(lambda: len(probe.stream_drift) == 4)
+        await wait_until(lambda: len(probe.stream_drift) == 5)
         assert probe.stream_drift == {
             "SIGNALS": ("discard: 'old' instead of 'new'",),
             "FEEDBACK": (),
             "TIMERS": (),
             "DEAD_LETTERS": (),
+            "DECISIONS": (),
         }
 
 

@@ -22,6 +22,7 @@ from streams.topology import STREAMS, Step, consumer_config, stream_config
 INFO = f"CONSUMER.INFO.SIGNALS.{SPEC.durable}"
 CREATE = f"CONSUMER.CREATE.SIGNALS.{SPEC.durable}"
 SIGNALS = STREAMS[0]
+DECISIONS = STREAMS[-1]
 NO_STREAM = ApiError("", STREAM_NOT_FOUND, "stream not found")
 NO_CONSUMER = ApiError("", CONSUMER_NOT_FOUND, "consumer not found")
 OTHER_ERROR = ApiError("", 10052, "something else")
@@ -47,6 +48,19 @@ async def test_missing_stream_is_created() -> None:
     broker = FakeBroker({"STREAM.INFO.SIGNALS": NO_STREAM})
     await ensure(broker)
     assert broker.requests("STREAM.CREATE.SIGNALS") == [wanted()]
+
+
+async def test_log_without_room_is_left_out_and_any_other_stream_is_an_error() -> None:
+    """A server too small for the decisions serves the rest all the same; the streams of events are needed."""
+    no_room = ApiError("", 10047, "insufficient storage resources available")
+    broker = FakeBroker(
+        {"STREAM.INFO.DECISIONS": NO_STREAM, "STREAM.CREATE.DECISIONS": no_room, "STREAM.INFO.SIGNALS": NO_STREAM}
+    )
+    await ensure_streams(broker, [DECISIONS, SIGNALS], replicas=1, known=())  # type: ignore[arg-type]
+    assert broker.requests("STREAM.CREATE.SIGNALS") == [wanted()]
+    broker.answers["STREAM.CREATE.SIGNALS"] = no_room
+    with pytest.raises(ApiError):
+        await ensure(broker)
 
 
 async def test_stream_that_was_read_before_is_never_made_anew() -> None:

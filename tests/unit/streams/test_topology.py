@@ -47,13 +47,14 @@ def test_stream_of_subjects_is_the_one_that_has_them_all(subjects: list[str], na
     [
         pytest.param(
             ["orders.new"],
-            r"subject 'orders.new': no stream has it \(there is signals.>, feedback.>, timers.>, deadletters.>\)",
+            r"subject 'orders.new': no stream has it "
+            r"\(there is signals.>, feedback.>, timers.>, deadletters.>, decisions.>\)",
             id="nowhere",
         ),
         pytest.param(["signals"], "subject 'signals': no stream has it", id="prefix-alone"),
         pytest.param(
             ["*.tip"],
-            r"subject '\*.tip': lies in several streams \(SIGNALS, FEEDBACK, TIMERS, DEAD_LETTERS\)",
+            r"subject '\*.tip': lies in several streams \(SIGNALS, FEEDBACK, TIMERS, DEAD_LETTERS, DECISIONS\)",
             id="too-wide",
         ),
         pytest.param([">"], "subject '>': lies in several streams", id="everything"),
@@ -77,6 +78,7 @@ def test_stream_of_subjects_without_one_home_is_a_declaration_error(subjects: li
     [
         pytest.param("signals.nudge.due", True, id="signals"),
         pytest.param("feedback.x", True, id="feedback"),
+        pytest.param("decisions.score", True, id="decisions"),
         pytest.param("deadletters.x", False, id="dead-letters"),
         pytest.param("timers.a.b", False, id="timers"),
         pytest.param("signals", False, id="prefix-alone"),
@@ -121,6 +123,15 @@ def test_stream_config_of_dead_letters_differs_in_size_and_deletion() -> None:
         for spec in (_spec("SIGNALS"), _spec("DEAD_LETTERS"))
     )
     assert private == public | {"max_msg_size": -1, "deny_delete": True}
+
+
+def test_stream_config_of_decisions_is_that_of_a_bounded_log() -> None:
+    """Beyond 1 GiB the oldest decisions go, and batches are stored whole or not at all; all else is as elsewhere."""
+    signals, decisions = (
+        stream_config(attrs.evolve(_spec(name), name="X", subjects=("x",)), replicas=1, max_payload_bytes=20_000)
+        for name in ("SIGNALS", "DECISIONS")
+    )
+    assert decisions == signals | {"discard": "old", "max_bytes": 1024**3, "allow_atomic": True}
 
 
 def test_consumer_config_leaves_the_limit_of_deliveries_to_us() -> None:

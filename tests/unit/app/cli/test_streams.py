@@ -11,7 +11,8 @@ from process_kit import DURABLES, connect, invoke
 
 from models.errors import BrokerError
 
-NAMES = ["SIGNALS", "FEEDBACK", "TIMERS", "DEAD_LETTERS", *DURABLES, *(f"{durable}-redrive" for durable in DURABLES)]
+STREAMS = ["SIGNALS", "FEEDBACK", "TIMERS", "DEAD_LETTERS", "DECISIONS"]
+NAMES = [*STREAMS, *DURABLES, *(f"{durable}-redrive" for durable in DURABLES)]
 
 
 @pytest.fixture
