@@ -42,7 +42,17 @@ from state.schema import examine_database, has_database
 from state.store import store_path
 from streams.access import Access
 from streams.broker import Broker
-from streams.health import Health, NatsHealth, StateHealth, judge, with_model, with_reasons
+from streams.decision_log import DecisionLog
+from streams.health import (
+    Health,
+    NatsHealth,
+    StateHealth,
+    judge,
+    judge_decisions,
+    with_decisions,
+    with_model,
+    with_reasons,
+)
 from streams.locks import read_mounts, refuse_network_filesystem
 from streams.server import EmbeddedServer
 from streams.service import ServiceConfig, StreamService
@@ -76,10 +86,13 @@ class App:
         self.models: ModelServing | None = None
         self.nats_url: str | None = None
         self.ended = asyncio.Event()
+        self.decisions = DecisionLog(settings.state_dir)
         self._broker: Broker | None = None
         self._service: StreamService | None = None
         self._running: asyncio.Task[None] | None = None
-        self.http.cleanup_ctx.extend([self._provide_server, self._provide_broker, self._provide_service])
+        self.http.cleanup_ctx.extend(
+            [self._provide_server, self._provide_broker, self._provide_decisions, self._provide_service]
+        )
 
     def add_plugin(self, plugin: Plugin) -> None:
         """Adds all that a plugin brings, or nothing of it.
@@ -142,7 +155,8 @@ class App:
     def health(self) -> Health:
         """What /health shows, as of now."""
         health = with_reasons(self._service.health(), self._refused) if self._service else self._health_without_nats()
-        return with_model(health, self.models.health() if self.models else None)
+        health = with_model(health, self.models.health() if self.models else None)
+        return with_decisions(health, judge_decisions(self.decisions.facts()))
 
     def _health_without_nats(self) -> Health:
         mode = self.settings.nats_mode
@@ -176,6 +190,13 @@ class App:
         name = f"{self.settings.nats_durable_prefix}-worker"
         async with Broker(self.nats_url.split(","), name=name, access=access_of(self.settings)) as broker:
             self._broker = broker
+            yield
+
+    async def _provide_decisions(self, _: web.Application) -> AsyncIterator[None]:
+        if self._broker is None:
+            yield
+            return
+        async with self.decisions.publishing(self._broker):
             yield
 
     async def _provide_service(self, _: web.Application) -> AsyncIterator[None]:

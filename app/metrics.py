@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from app.views.health import HealthSource
-from streams.health import ConsumerHealth, HandlerCounts, Health, Status
+from streams.health import ConsumerHealth, DecisionHealth, HandlerCounts, Health, Status
 
 
 @attrs.frozen(kw_only=True)
@@ -78,12 +78,21 @@ PROFILE_OUTSIDE = _counter(
     "Profile features of requests outside of their range, used as sent [features]",
     labels=("feature",),
 )
+DECISIONS_PUBLISHED = _counter("tipstream_decisions_published_total", "Decisions stored by JetStream [decisions]")
+DECISIONS_DROPPED = _counter("tipstream_decisions_dropped_total", "Decisions lost [decisions]", labels=("reason",))
+DECISIONS_SAMPLED = _counter(
+    "tipstream_decisions_sampled_out_total", "Decisions that were not logged, to relieve the log [decisions]"
+)
+DECISIONS_BUFFERED = _gauge("tipstream_decisions_buffered", "Decisions in memory, to be stored [decisions]")
+DECISIONS_SPOOL = _gauge("tipstream_decisions_spool_bytes", "Size of the files in which decisions wait [bytes]")
+DECISIONS_RATE = _gauge("tipstream_decisions_rate", "Share of the decisions that is logged at the moment [ratio]")
 UP_STATUS = _gauge("tipstream_up_status", "1 for the status that /health has now [0 or 1]", labels=("status",))
 
 METRICS: tuple[MetricSpec, ...] = (
     *(HTTP_REQUEST, COMMIT_SECONDS, COMMIT_OUTCOMES),
     *(PROCESSED, ERRORS, DEAD_LETTERS),
     *(PENDING, ACK_PENDING, REDELIVERED, PARKED, LAG),
+    *(DECISIONS_PUBLISHED, DECISIONS_DROPPED, DECISIONS_SAMPLED, DECISIONS_BUFFERED, DECISIONS_SPOOL, DECISIONS_RATE),
     *(CONNECTED, RTT, UNHANDLED, UP_STATUS),
     *(PROFILE_UNKNOWN, PROFILE_OUTSIDE),
 )
@@ -164,11 +173,21 @@ def _health_metrics(health: Health) -> Iterator[Metric]:
         yield _family(spec, ((labels, count_of(of_handler)) for labels, of_handler in counts))
     for spec, value_of in _OF_CONSUMER.items():
         yield _family(spec, (((durable,), value_of(consumer)) for durable, consumer in consumers.items()))
+    yield from _decision_metrics(health.decisions)
     rtt_ms = health.nats.rtt_ms
     yield _family(CONNECTED, [((), health.nats.connected)])
     yield _family(RTT, [((), None if rtt_ms is None else rtt_ms / 1000)])
     yield _family(UNHANDLED, [((), health.nats.unhandled)])
     yield _family(UP_STATUS, (((status,), health.status == status) for status in get_args(Status)))
+
+
+def _decision_metrics(decisions: DecisionHealth) -> Iterator[Metric]:
+    yield _family(DECISIONS_PUBLISHED, [((), decisions.published)])
+    yield _family(DECISIONS_DROPPED, (((reason,), count) for reason, count in decisions.dropped.items()))
+    yield _family(DECISIONS_SAMPLED, [((), decisions.sampled_out)])
+    yield _family(DECISIONS_BUFFERED, [((), decisions.buffered)])
+    yield _family(DECISIONS_SPOOL, [((), decisions.spool_bytes)])
+    yield _family(DECISIONS_RATE, [((), decisions.rate)])
 
 
 def _family(spec: MetricSpec, samples: Iterable[tuple[tuple[str, ...], float | None]]) -> Metric:

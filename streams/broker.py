@@ -17,7 +17,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from types import TracebackType
 from typing import Any
 
-import attrs
 import nats.errors
 from nats.aio.client import Client, Server
 from nats.aio.msg import Msg
@@ -25,7 +24,15 @@ from nats.aio.subscription import Subscription
 
 from models.errors import ApiError, BrokerError, BrokerUnavailable
 from streams.access import Access
-from streams.deliveries import PullStatus, StoredMessage, parse_delivery, parse_status, parse_stored
+from streams.deliveries import (
+    PubAck,
+    PullStatus,
+    StoredMessage,
+    parse_delivery,
+    parse_pub_ack,
+    parse_status,
+    parse_stored,
+)
 from streams.message import Message
 
 log = logging.getLogger(__name__)
@@ -46,15 +53,6 @@ FAILURES_BEFORE_RECONNECT = 2
 DRAIN_S = 2.0
 READ_BATCH_COUNT = 500
 NO_HEADERS: Mapping[str, str] = {}
-
-
-@attrs.frozen(kw_only=True)
-class PubAck:
-    """JetStream has stored a message, or had it already."""
-
-    stream: str
-    seq: int
-    is_duplicate: bool
 
 
 class Inbox:
@@ -88,6 +86,12 @@ class _Client(Client):
     ) -> Msg:
         text = subject.decode("utf-8", "backslashreplace")
         return self.msg_class(subject=text, reply=reply.decode(), data=data, headers=headers, _client=self, _sid=sid)
+
+    async def send_commands(self, commands: bytes) -> None:
+        """Does what publishing does, once the command is encoded."""
+        await self._send_command(commands)
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
 
 
 class Broker:
@@ -319,16 +323,7 @@ class Broker:
         size = len(payload) + sum(len(name) + len(value) + 4 for name, value in headers.items()) + 12
         if size > self.max_payload_bytes:
             raise BrokerError(f"{subject}: {size} bytes with headers are above the server's {self.max_payload_bytes}")
-        body = await self._request(subject, payload, headers, timeout_s)
-        try:
-            answer = json.loads(body)
-            if error := answer.get("error"):
-                raise ApiError(subject, error.get("err_code") or error.get("code", 0), error.get("description", ""))
-            if not (isinstance(answer["stream"], str) and isinstance(answer["seq"], int)):
-                raise TypeError("a stream and a sequence of other types")
-            return PubAck(stream=answer["stream"], seq=answer["seq"], is_duplicate=answer.get("duplicate", False))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BrokerUnavailable(f"{subject}: somebody else answers there, not JetStream ({body[:40]!r})") from error
+        return parse_pub_ack(subject, await self._request(subject, payload, headers, timeout_s))
 
     def _refuse_once_closed(self, what: str) -> None:
         """Refuses work after the end; nats-py's own flag is lost when a close meets a reconnect."""
@@ -365,6 +360,23 @@ class Broker:
             else:
                 on_status(parse_status(message.headers or {}))
 
+        return await self._listen(subject, receive)
+
+    async def subscribe_replies(self, subject: str, on_reply: Callable[[str, bytes], None]) -> Inbox:
+        """Listens for answers; the function is told subject and payload (empty: nobody listens), and may not raise.
+
+        Raises:
+            BrokerUnavailable: there is no connection yet, or no more.
+        """
+
+        async def receive(message: Msg) -> None:
+            on_reply(message.subject, message.data)
+
+        if not self.connected.is_set():
+            raise BrokerUnavailable("can't subscribe (not connected)")
+        return await self._listen(subject, receive)
+
+    async def _listen(self, subject: str, receive: Callable[[Msg], Awaitable[None]]) -> Inbox:
         self._refuse_once_closed("can't subscribe")
         try:
             subscription = await self._client.subscribe(
@@ -422,6 +434,17 @@ class Broker:
             return False
         try:
             await self._client.publish(subject, payload, reply=reply)
+        except (nats.errors.Error, OSError):
+            return False
+        _pass_cancellation_on()
+        return True
+
+    async def send_commands(self, commands: bytes) -> bool:
+        """Sends commands of the protocol that are encoded already; False when there is no connection to take them."""
+        if self.closed.is_set() or not self.connected.is_set():
+            return False
+        try:
+            await self._client.send_commands(commands)
         except (nats.errors.Error, OSError):
             return False
         _pass_cancellation_on()

@@ -2,11 +2,13 @@
 
 import base64
 import datetime as dt
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
+from models.errors import ApiError, BrokerUnavailable
 from streams.message import Message
 
 
@@ -17,6 +19,15 @@ class PullStatus:
     code: int
     description: str
     pending_messages: int
+
+
+@attrs.frozen(kw_only=True)
+class PubAck:
+    """JetStream has stored a message, or had it already."""
+
+    stream: str
+    seq: int
+    is_duplicate: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +58,24 @@ def parse_status(headers: Mapping[str, str]) -> PullStatus:
         description=headers.get("Description", "") or "",
         pending_messages=int(pending) if pending.isdecimal() else 0,
     )
+
+
+def parse_pub_ack(subject: str, body: bytes) -> PubAck:
+    """Reads how JetStream answers a publish.
+
+    Raises:
+        ApiError: the stream refused it.
+        BrokerUnavailable: this is no answer of JetStream.
+    """
+    try:
+        answer = json.loads(body)
+        if error := answer.get("error"):
+            raise ApiError(subject, error.get("err_code") or error.get("code", 0), error.get("description", ""))
+        if not (isinstance(answer["stream"], str) and isinstance(answer["seq"], int)):
+            raise TypeError("a stream and a sequence of other types")
+        return PubAck(stream=answer["stream"], seq=answer["seq"], is_duplicate=answer.get("duplicate", False))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BrokerUnavailable(f"{subject}: somebody else answers there, not JetStream ({body[:40]!r})") from error
 
 
 def parse_instant_ns(text: str) -> int:

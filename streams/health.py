@@ -76,6 +76,28 @@ class ModelHealth:
 
 
 @attrs.frozen(kw_only=True)
+class DecisionHealth:
+    """The decision log. Counts are of this process.
+
+    Args:
+        rate: the share of decisions that is logged at the moment; 0 when NATS is disabled.
+        buffered: decisions in memory, on their way to their stream.
+        spooled: decisions in files, until NATS takes them.
+        dropped: decisions that are lost, by reason.
+    """
+
+    status: Status = "ok"
+    reason: str | None = None
+    rate: float = 0.0
+    buffered: int = 0
+    spooled: int = 0
+    spool_bytes: int = 0
+    published: int = 0
+    sampled_out: int = 0
+    dropped: dict[str, int] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
 class Health:
     """The whole answer of ``/health``; ``reasons`` has one sentence for each thing that is not ok."""
 
@@ -84,6 +106,7 @@ class Health:
     nats: NatsHealth
     state: StateHealth
     model: ModelHealth | None = None
+    decisions: DecisionHealth = DecisionHealth()
 
 
 @attrs.frozen(kw_only=True)
@@ -117,6 +140,29 @@ class ConsumerFacts:
     drift: tuple[str, ...] = ()
 
 
+@attrs.frozen(kw_only=True)
+class DecisionFacts:
+    """What the decision log knows of itself at one instant: what is shown, and what it is judged by.
+
+    Args:
+        is_enabled: decisions are logged; False when NATS is disabled.
+        is_dropping: one was lost a short while ago.
+        error: why the last attempt to publish, or to write the spool, failed.
+    """
+
+    is_enabled: bool = True
+    is_connected: bool = True
+    rate: float = 1.0
+    buffered: int = 0
+    spooled: int = 0
+    spool_bytes: int = 0
+    published: int = 0
+    sampled_out: int = 0
+    dropped: dict[str, int] = attrs.field(factory=dict)
+    is_dropping: bool = False
+    error: str | None = None
+
+
 STALE_AFTER_S = 1.5
 STALLED_AFTER_S = 1.5
 
@@ -142,6 +188,39 @@ def judge_consumer(facts: ConsumerFacts) -> tuple[Status, str | None]:
     if facts.drift:
         return "degraded", f"the server's configuration differs ({'; '.join(facts.drift)}): see 'streams plan'"
     return "ok", None
+
+
+def judge_decisions(facts: DecisionFacts) -> DecisionHealth:
+    """Judges the decision log: degraded while decisions are lost, sampled, or wait on disk; no answer waits for it."""
+    reasons = []
+    if facts.is_enabled:
+        if facts.is_dropping:
+            losses = ", ".join(f"{reason} {count}" for reason, count in facts.dropped.items() if count)
+            reasons.append(f"decisions are lost ({losses})")
+        if facts.rate < 1:
+            reasons.append(f"only {facts.rate:.0%} of the decisions are logged")
+        if facts.spooled:
+            why = facts.error or ("on their way" if facts.is_connected else "NATS does not answer")
+            reasons.append(f"{facts.spooled} decisions wait on disk ({why})")
+        elif facts.error:
+            reasons.append(f"decisions can't be stored ({facts.error})")
+    return DecisionHealth(
+        status="degraded" if reasons else "ok",
+        reason="; ".join(reasons) or None,
+        rate=facts.rate if facts.is_enabled else 0.0,
+        buffered=facts.buffered,
+        spooled=facts.spooled,
+        spool_bytes=facts.spool_bytes,
+        published=facts.published,
+        sampled_out=facts.sampled_out,
+        dropped=facts.dropped,
+    )
+
+
+def with_decisions(health: Health, decisions: DecisionHealth) -> Health:
+    """Adds how the decision log is."""
+    more = (f"decision log: {decisions.reason}",) if decisions.reason else ()
+    return attrs.evolve(with_reasons(health, more), decisions=decisions)
 
 
 def judge(nats: NatsHealth, state: StateHealth, *, error: str | None, extra: tuple[str, ...] = ()) -> Health:
