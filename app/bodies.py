@@ -5,7 +5,6 @@ This module owns what is asked of every body: JSON by its content type, at most 
 """
 
 import asyncio
-import re
 from collections.abc import Callable
 from typing import TypeVar
 

@@ -26,7 +26,7 @@ from app.plugin_checks import check_plugin
 from app.plugins import Plugin, find_plugins, load_plugin, plugin_of
 from app.rows import ROWS, RowReader
 from app.scoring import Scoring
-from app.serving import ModelServing, Starter
+from app.serving import ModelServing, Starter, train_starter
 from app.settings import Settings
 from app.user_rows import UserRowReader
 from app.views.health import health_routes
@@ -36,7 +36,6 @@ from app.views.score import score_routes
 from app.views.state import state_routes
 from models.errors import PluginError, SettingsError, StoreUnwritable
 from models.profile_reader import ProfileReader, UnknownFeatures
-from models.registry import Registry
 from models.scorer import Scorer
 from state.schema import examine_database, has_database
 from state.store import store_path
@@ -72,9 +71,10 @@ class App:
 
     Args:
         settings: as the operator set them.
+        starter: trains the first model of an empty registry; None: nobody does.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, starter: Starter | None = None) -> None:
         self.settings = settings
         self.plugins: list[Plugin] = []
         self._refused: list[str] = []
@@ -83,7 +83,7 @@ class App:
             middlewares=middlewares(observer=self.metrics, tokens=settings.api_tokens),
             client_max_size=BODY_LIMIT_BYTES,
         )
-        self.models: ModelServing | None = None
+        self.models = ModelServing(settings.model_name, open_registry(settings), Scorer(), train_starter=starter)
         self.nats_url: str | None = None
         self.ended = asyncio.Event()
         self.decisions = DecisionLog(settings.state_dir)
@@ -155,7 +155,7 @@ class App:
     def health(self) -> Health:
         """What /health shows, as of now."""
         health = with_reasons(self._service.health(), self._refused) if self._service else self._health_without_nats()
-        health = with_model(health, self.models.health() if self.models else None)
+        health = with_model(health, self.models.health())
         return with_decisions(health, judge_decisions(self.decisions.facts()))
 
     def _health_without_nats(self) -> Health:
@@ -197,6 +197,10 @@ class App:
             yield
             return
         async with self.decisions.publishing(self._broker):
+            yield
+
+    async def _provide_models(self, _: web.Application) -> AsyncIterator[None]:
+        async with self.models:
             yield
 
     async def _provide_service(self, _: web.Application) -> AsyncIterator[None]:
@@ -247,14 +251,12 @@ def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None, starte
     Raises:
         PluginError: a plugin can't be loaded, or clashes with what is there; with PLUGIN_ERRORS=skip it is left out.
     """
-    app = App(settings)
+    app = App(settings, starter=starter)
     reader = RowReader(store_path(settings.state_dir))
     app.http[ROWS] = reader
-    registry = open_registry(settings)
-    app.models = ModelServing(settings.model_name, registry, scorer := Scorer(), train_starter=starter)
     views = (
         *(health_routes(app), state_routes(reader), metrics_routes(app.metrics)),
-        *(score_routes(provide_scoring(app, scorer)), models_routes(registry, app.models.served)),
+        *(score_routes(_provide_scoring(app)), models_routes(open_registry(settings), app.models.served)),
     )
     for routes in views:
         app.add_plugin(Plugin(name="tipstream", origin="shipped", routes=[routes]))
@@ -277,26 +279,17 @@ def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None, starte
     return app
 
 
-def provide_scoring(app: App, train_starter: Starter | None) -> Scoring:
-    """Builds what answers ``/score``, and has the app start and stop it."""
-    settings = app.settings
-    scorer = Scorer()
-    rows = UserRowReader(store_path(settings.state_dir))
-    folder = settings.model_folder
-    source = None if folder is None else Registry(folder, settings.model_name)
-    serving = ModelServing(settings.model_name, source, scorer, train_starter=train_starter)
-    app.models = serving
+def _provide_scoring(app: App) -> Scoring:
+    """Builds what answers ``/score``."""
+    rows = UserRowReader(store_path(app.settings.state_dir))
 
-    async def provide(_: web.Application) -> AsyncIterator[None]:
-        async with serving:
-            yield
+    async def close_rows(_: web.Application) -> None:
         rows.close()
 
-    app.http.cleanup_ctx.append(provide)
-    profiles = ProfileReader(
-        unknown=UnknownFeatures(app.metrics.count_unknown_feature), outside=app.metrics.count_outside_range
-    )
-    return Scoring(scorer, rows, profiles.read, app.decisions)
+    app.http.on_cleanup.append(close_rows)
+    unknown = UnknownFeatures(app.metrics.count_unknown_feature)
+    profiles = ProfileReader(unknown=unknown, outside=app.metrics.count_outside_feature)
+    return Scoring(app.models.scorer, rows, profiles.read, app.decisions)
 
 
 def check_state_dir(path: Path) -> None:
@@ -339,7 +332,7 @@ async def run(settings: Settings) -> None:
     """
     check_state_dir(settings.state_dir)
     listening = bind(settings)
-    app = build(settings)
+    app = build(settings, starter=train_starter)
     for refused in app.refused:
         log.error("plugin left out", extra={"fields": {"error": refused}})
     stop = asyncio.Event()

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Protocol
 
+from app.cards import ServedModel, ServedModels
 from models.card import Card
 from models.errors import AppError
 from models.scorer import Model, Scorer, load_model
@@ -77,7 +78,7 @@ class ModelServing:
     ) -> None:
         self._name = name
         self._source = source
-        self._scorer = scorer
+        self.scorer = scorer
         self._train_starter = train_starter
         self._tasks: list[asyncio.Task[None]] = []
         self._seen: object = None
@@ -88,7 +89,7 @@ class ModelServing:
         """What serves, and what is wrong with what should serve."""
         if self._source is None:
             return None
-        model = self._scorer.model
+        model = self.scorer.model
         return ModelHealth(
             name=self._name,
             version=model.version if model else None,
@@ -96,6 +97,11 @@ class ModelServing:
             status="ok" if model and not self.problem else "degraded",
             reason=self.problem,
         )
+
+    def served(self) -> ServedModels:
+        """What answers in the place of the champion."""
+        model = self.scorer.model
+        return {CHAMPION: ServedModel(version=model.version if model else None, reason=self.problem)}
 
     async def __aenter__(self) -> "ModelServing":
         """Begins to follow the registry, without waiting for a model."""
@@ -112,7 +118,7 @@ class ModelServing:
 
     async def _follow(self, source: ModelSource) -> None:
         await self._look(source)
-        if self._train_starter and not self._scorer.model and self._refused_at is None:
+        if self._train_starter and not self.scorer.model and self._refused_at is None:
             self._tasks.append(asyncio.create_task(self._start(self._train_starter), name="starter-model"))
         while True:
             await asyncio.sleep(LOOK_S)
@@ -136,7 +142,7 @@ class ModelServing:
             if version is None:
                 self.problem = self.problem or "no version is the champion: see 'models promote'"
                 return
-            if self._scorer.model and self._scorer.model.version == version:
+            if self.scorer.model and self.scorer.model.version == version:
                 self._accept(None)
                 return
             self._accept(await asyncio.to_thread(_load, source, version))
@@ -147,12 +153,12 @@ class ModelServing:
         self._refused_at = None
         self.problem = None
         if model:
-            self._scorer.model = model
+            self.scorer.model = model
             log.info("model serves", extra={"fields": {"model": self._name, "version": model.version}})
 
     def _refuse(self, error: Exception) -> None:
         self._refused_at = time.monotonic()
-        goes_on = f"; version {self._scorer.model.version} goes on" if self._scorer.model else ""
+        goes_on = f"; version {self.scorer.model.version} goes on" if self.scorer.model else ""
         problem = f"{error}{goes_on}"
         if problem != self.problem:
             log.error("model refused", extra={"fields": {"error": problem}})

@@ -70,9 +70,7 @@ async def load(port: int, request: bytes, clients: int, seconds: float, texts: l
     loop = asyncio.get_running_loop()
     found = []
     for _ in range(clients):
-        _, client = await loop.create_connection(
-            lambda: Client(request, started + seconds, texts), "127.0.0.1", port
-        )
+        _, client = await loop.create_connection(lambda: Client(request, started + seconds, texts), "127.0.0.1", port)
         found.append(client)
     await asyncio.gather(*(client.ended for client in found))
     took_s = time.perf_counter() - started
