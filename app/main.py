@@ -90,9 +90,8 @@ class App:
         self._broker: Broker | None = None
         self._service: StreamService | None = None
         self._running: asyncio.Task[None] | None = None
-        self.http.cleanup_ctx.extend(
-            [self._provide_server, self._provide_broker, self._provide_decisions, self._provide_service]
-        )
+        self.http.cleanup_ctx.extend([self._provide_server, self._provide_broker, self._provide_decisions])
+        self.http.cleanup_ctx.extend([self._provide_models, self._provide_service])
 
     def add_plugin(self, plugin: Plugin) -> None:
         """Adds all that a plugin brings, or nothing of it.

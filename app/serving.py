@@ -83,7 +83,8 @@ class ModelServing:
         self._tasks: list[asyncio.Task[None]] = []
         self._seen: object = None
         self._refused_at: float | None = None
-        self.problem: str | None = None
+        self._is_training = False
+        self.problem: str | None = "the model is being loaded"
 
     def health(self) -> ModelHealth | None:
         """What serves, and what is wrong with what should serve."""
@@ -126,8 +127,10 @@ class ModelServing:
 
     async def _start(self, train: Starter) -> None:
         """Has the starter model trained; the registry is looked at meanwhile, so it serves once it is promoted."""
+        self._is_training = True
         self.problem = "there is no model yet: the starter model is being trained"
         failure = await train()
+        self._is_training = False
         if failure:
             self.problem = f"there is no model: the starter model could not be trained ({failure})"
 
@@ -140,7 +143,8 @@ class ModelServing:
             self._seen = stamp
             version = (await asyncio.to_thread(source.aliases)).get(CHAMPION)
             if version is None:
-                self.problem = self.problem or "no version is the champion: see 'models promote'"
+                if not self._is_training:
+                    self.problem = "no version is the champion: see 'models promote'"
                 return
             if self.scorer.model and self.scorer.model.version == version:
                 self._accept(None)

@@ -6,8 +6,8 @@ decision holds: whoever answers encodes it, with the rate that ``admit`` returne
 
 Order is that of writing. A decision is stored once, but for two cases, each of at most one batch (500): the connection
 is lost before the answer to a batch and stays away for longer than the stream's dedupe window (10 minutes), or this
-process is killed then and started again after that time. A killed process loses what is in its memory: usually what it wrote
-in the last 20 ms, and two seconds of it while an answer of NATS is awaited that does not come.
+process is killed then and started again after that time. A killed process loses what is in its memory: usually what it
+wrote in the last 20 ms, and two seconds of it while an answer of NATS is awaited that does not come.
 """
 
 import asyncio

@@ -133,7 +133,7 @@ class LiveApp:
 
     async def _start(self) -> None:
         given = {"NATS_URL": self._proxy.url, "STATE_DIR": str(self._folder / "state"), "HTTP_PORT": "0"}
-        settings = load_settings({"SHUTDOWN_S": str(SHUTDOWN_S), **self._env, **given})
+        settings = load_settings({"SHUTDOWN_S": str(SHUTDOWN_S), "MODEL_REGISTRY": "none", **self._env, **given})
         check_state_dir(settings.state_dir)
         self._app = build_app(settings, self._things, time_scale=self._scale)
         self._runner = web.AppRunner(self._app.http, access_log=None, shutdown_timeout=SHUTDOWN_S)

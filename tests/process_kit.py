@@ -42,10 +42,13 @@ Json = dict[str, Any]
 
 
 def environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
-    """What a process is given: these settings, a STATE_DIR in ``folder``, and no setting of the surroundings."""
+    """What a process is given: these settings, a STATE_DIR in ``folder``, and no setting of the surroundings.
+
+    No models, unless a setting says so: each first start would train one.
+    """
     coverage = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
     own = {"PATH": os.defpath, "HOME": str(folder), "STATE_DIR": str(folder / "var"), "HTTP_PORT": "0"}
-    return coverage | own | dict(settings)
+    return coverage | own | {"MODEL_REGISTRY": "none"} | dict(settings)
 
 
 def without_root() -> None:
