@@ -215,7 +215,7 @@ class _Reading:
         for part in parts_of(value):
             if len(part) > 1 and is_sign(part[0], "...") and isinstance(part[1], Token):
                 common = _literal_of(self.constants.get(part[1].text, ()))
-                facts |= {} if common is None or common is value else _own_facts(common)
+                facts |= {} if common is None else _own_facts(common)
         return facts | _own_facts(value)
 
     def _name_of(self, facts: Mapping[str, Sequence[Item]], line: int) -> Entry | None:

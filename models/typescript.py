@@ -66,7 +66,7 @@ def parse(source: str) -> Group:
     """
     root = Group("", 1)
     stack = [root]
-    for token in _tokens(source.removeprefix("\ufeff")):
+    for token in _tokens(source):
         if token.kind == "sign" and token.text in _PAIRS:
             if len(stack) > MAX_DEPTH:
                 raise ContractError(token.line, f"brackets nested deeper than {MAX_DEPTH}")

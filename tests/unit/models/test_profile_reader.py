@@ -105,12 +105,22 @@ def test_reader_refuses_what_is_no_json(raw: bytes) -> None:
         Counted().reader.read(raw)
 
 
-def test_reader_keeps_and_counts_what_is_outside_of_its_range() -> None:
-    """Two values beyond their limits are used as they were sent, and counted by name; the limits are inside."""
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("preferred_hour", 24), ("preferred_hour", -1), ("completion_rate_7d", 1.001), ("completion_rate_7d", -0.001)],
+)
+def test_reader_keeps_and_counts_what_is_outside_of_its_range(name: str, value: float) -> None:
+    """A value beyond either limit is used as it was sent, and counted by name."""
     counted = Counted()
-    read = counted.read({"preferred_hour": 24, "completion_rate_7d": -0.5, "completion_rate_30d": 1})
-    assert read == ProfileFeatures(preferred_hour=24, completion_rate_7d=-0.5, completion_rate_30d=1)
-    assert counted.all() == ([], ["completion_rate_7d", "preferred_hour"])
+    assert counted.read({name: value}) == ProfileFeatures(**{name: value})
+    assert counted.all() == ([], [name])
+
+
+def test_reader_counts_each_misfit_of_a_request_and_nothing_else() -> None:
+    """Beside an unknown name and a value out of range, values at their very limits are in range."""
+    counted = Counted()
+    counted.read({"preferred_hour": 0, "completion_rate_7d": 1, "active_days_30d": 31, "mood": 1})
+    assert counted.all() == (["mood"], ["active_days_30d"])
 
 
 def test_reader_counts_unknown_names_each_time_and_logs_them_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -45,6 +45,8 @@ SAME = {
     "{name: 'tip_count', type: 'int'}, {name: 'is_new', type: 'bool'}]}];",
     "spread": "const A = [{name: 'rate_7d', type: 'float'}]; const COUNT = {type: 'int'} as const;\n"
     "const F: Spec[] = [...A, {name: 'tip_count', ...COUNT}, {name: 'is_new', type: 'bool'}];",
+    "two-spreads": "const COUNT = {type: 'int'}; const LOW = {low: 0};\n"
+    "let F = [{key: 'rate_7d', type: 'real'}, {name: 'tip_count', ...COUNT, ...LOW}, {name: 'is_new', type: 'bool'}]",
     "constants": "const RATE = 'rate_7d', X = 1; const C: Spec = {type: 'int'};\n"
     "const F = [{name: RATE, type: 'float'}, {name: 'is_new', type: 'bool'}, ...M]; "
     "const M = [{name: 'tip_count', ...C}]",

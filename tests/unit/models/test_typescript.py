@@ -24,7 +24,7 @@ def parts(source: str) -> list[int]:
     [
         ("'a' \"b\" `c`", ["a", "b", "c"]),
         (r"""'it\'s' "a\"b" `c\`d`""", ["it's", 'a"b', "c`d"]),
-        (r"'\u0061\u{1F600}\x62\n\q'", ["a😀b\nq"]),
+        (r"'\u0061\u{1F600}\x62\n\q\u{FFFFFF}'", ["a😀b\nq\ufffd"]),
         ("'a' // 'b'\n'c' /* 'd'\n'e' */ 'f'", ["a", "c", "f"]),
         ("`a ${b} c` 'd'", ["d"]),
         ("`a ${f(`b ${'}'.length} c`, {x: 1})}` 'd'", ["d"]),
@@ -72,6 +72,7 @@ def test_what_is_no_typescript_is_named_with_its_line(source: str, line: int, pr
         ("{\n  a: string\n  b?: number | null\n  'c': X[]\n}", [3, 6, 4]),
         ("{a: [\n1\n]\nb: 2}", [3, 3]),
         ("{a:\n  b ? c :\n  d}", [7]),
+        ("{a: b ?\n  c : d}", [7]),
         ("[a, {b: 1, c: 2}]", [1, 1]),
         ("{}", [0]),
     ],

@@ -76,7 +76,7 @@ def test_schema_profile_check_prints_differences_as_json() -> None:
     [
         (b"", ":1: no feature was found"),
         (b"const x = 1;\nconst F = [", ":2: [ without its pair"),
-        (b"const F = [{name: 'a\x1b', type: 'int'}\n, ...X]", ":2: ...X: expected a list of this file"),
+        (b"const F = [{name: 'a', type: 'int'}\n, ...\x1b]", ":2: ...\\x1b: expected a list of this file"),
         (b"\xff", "is no UTF-8"),
         (b" " * (MAX_SOURCE_BYTES + 1), "has more than 1000000 bytes"),
     ],
