@@ -31,7 +31,7 @@ class ScoreRequest:
     """A request whose candidates fit one model.
 
     Args:
-        profile_features: the JSON of them as it was sent, decoded by models/profile_schema.py.
+        profile_features: the JSON of them as it was sent, decoded by models/profile_reader.py.
         features: of each candidate, in request order.
     """
 
