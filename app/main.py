@@ -35,6 +35,7 @@ from app.views.models import models_routes
 from app.views.score import score_routes
 from app.views.state import state_routes
 from models.errors import PluginError, SettingsError, StoreUnwritable
+from models.features import FEATURES
 from models.profile_reader import ProfileReader, UnknownFeatures
 from models.scorer import Scorer
 from state.schema import examine_database, has_database
@@ -83,7 +84,10 @@ class App:
             middlewares=middlewares(observer=self.metrics, tokens=settings.api_tokens),
             client_max_size=BODY_LIMIT_BYTES,
         )
-        self.models = ModelServing(settings.model_name, open_registry(settings), Scorer(), train_starter=starter)
+        self.features = dict(FEATURES)
+        self.models = ModelServing(
+            settings.model_name, open_registry(settings), Scorer(), features=self.features, train_starter=starter
+        )
         self.nats_url: str | None = None
         self.ended = asyncio.Event()
         self.decisions = DecisionLog(settings.state_dir)
@@ -104,6 +108,7 @@ class App:
             self.http.add_routes(routes)
         for table in plugin.subject_tables:
             table.seal()
+        self.features |= {feature.name: feature for feature in plugin.features}
         self.plugins.append(plugin)
 
     def add_subjects(self, table: SubjectTable) -> None:
@@ -288,7 +293,7 @@ def _provide_scoring(app: App) -> Scoring:
     app.http.on_cleanup.append(close_rows)
     unknown = UnknownFeatures(app.metrics.count_unknown_feature)
     profiles = ProfileReader(unknown=unknown, outside=app.metrics.count_outside_feature)
-    return Scoring(app.models.scorer, rows, profiles.read, app.decisions)
+    return Scoring(app.models.scorer, rows, profiles.read, app.decisions, features=app.features)
 
 
 def check_state_dir(path: Path) -> None:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from app.plugins import Line, Plugin, describe, start_of
 from models.errors import AppError, DeclarationError, PluginError
+from models.features import FEATURES, feature_problems
 from prompts.registry import SHIPPED, load_variants
 from streams.service import consumer_specs
 from streams.subjects import SubjectTable
@@ -42,7 +43,12 @@ def check_plugin(plugin: Plugin, others: Iterable[Plugin], *, prefix: str) -> No
         for problem in _table_problems(table, tables, prefix):
             raise PluginError(plugin.name, table.made_at, problem)
         tables.append(table)
-    for where, problem in (*_route_problems(plugin, others), *_command_problems(plugin, others)):
+    problems = (
+        *_route_problems(plugin, others),
+        *_command_problems(plugin, others),
+        *_feature_problems(plugin, others),
+    )
+    for where, problem in problems:
         raise PluginError(plugin.name, where if where[0] else plugin.made_at, problem)
     if plugin.prompt_folders:
         _check_prompts(plugin, others)
@@ -135,6 +141,17 @@ def _route_problems(plugin: Plugin, others: Sequence[Plugin]) -> Iterator[tuple[
         except Exception as error:  # whatever aiohttp refuses: a path, a folder, a method that is no method
             yield route.where, f"{route}: {describe(error)}"
         taken.append(route)
+
+
+def _feature_problems(plugin: Plugin, others: Sequence[Plugin]) -> Iterator[tuple[Line, str]]:
+    taken = dict.fromkeys(FEATURES, "tipstream")
+    taken |= {feature.name: other.name for other in others for feature in other.features}
+    for feature in plugin.features:
+        if feature.name in taken:
+            yield start_of(feature.value), f"feature {feature.name!r}: plugin {taken[feature.name]!r} has it"
+        taken[feature.name] = plugin.name
+        for problem in feature_problems(feature):
+            yield start_of(feature.value), f"feature {feature.name!r}: {problem}"
 
 
 def _command_problems(plugin: Plugin, others: Sequence[Plugin]) -> Iterator[tuple[Line, str]]:

@@ -1,7 +1,7 @@
 """Plugins: how they are found and loaded, before anything of theirs joins the app.
 
-A plugin is a module. Its ``setup(app)`` is called if it has one; otherwise its SubjectTable, RouteTableDef and click
-command objects are taken. Three ways lead to one: a file in ``streams/handlers/``, the entry-point group
+A plugin is a module. Its ``setup(app)`` is called if it has one; otherwise its SubjectTable, RouteTableDef, Feature and
+click command objects are taken. Three ways lead to one: a file in ``streams/handlers/``, the entry-point group
 ``tipstream.plugins``, and the setting PLUGINS. What a plugin declares is collected here and nowhere else, so that one
 that is refused leaves nothing behind; app/plugin_checks.py checks it, and app/main.py takes it over.
 """
@@ -23,6 +23,7 @@ import click
 from aiohttp import web
 
 from models.errors import AppError, DeclarationError, PluginError
+from models.features import Feature
 from streams import handlers
 from streams.subjects import SubjectTable
 
@@ -48,6 +49,7 @@ class Plugin:
     routes: list[web.RouteTableDef] = attrs.field(factory=list)
     commands: list[click.Command] = attrs.field(factory=list)
     prompt_folders: list[Path] = attrs.field(factory=list)
+    features: list[Feature] = attrs.field(factory=list)
 
     def add_subjects(self, table: SubjectTable) -> None:
         """Brings a subject table, with its row tables and timers.
@@ -85,10 +87,19 @@ class Plugin:
         _expect(folder, Path, "add_prompts")
         self.prompt_folders.append(folder)
 
+    def add_feature(self, feature: Feature) -> None:
+        """Brings a feature that models may read.
+
+        Raises:
+            DeclarationError: it is none.
+        """
+        _expect(feature, Feature, "add_feature")
+        self.features.append(feature)
+
     @property
     def is_empty(self) -> bool:
         """Whether it brings nothing."""
-        return not (self.subject_tables or self.routes or self.commands or self.prompt_folders)
+        return not (self.subject_tables or self.routes or self.commands or self.prompt_folders or self.features)
 
 
 def _expect(thing: object, kind: type, what: str) -> None:
@@ -158,7 +169,7 @@ def plugin_of(thing: object, *, name: str | None = None, origin: Origin = "given
     else:
         _set_up(plugin, setup)
     if plugin.is_empty:
-        wanted = "a SubjectTable, a RouteTableDef, a click command, or a function setup(app)"
+        wanted = "a SubjectTable, a RouteTableDef, a Feature, a click command, or a function setup(app)"
         raise PluginError(plugin.name, plugin.made_at, f"declares nothing: expected {wanted}")
     return plugin
 
@@ -199,6 +210,8 @@ def _scan(plugin: Plugin, module: ModuleType) -> None:
             plugin.add_routes(thing)
         elif isinstance(thing, click.Command) and id(thing) not in inner and _is_of(thing, module):
             plugin.add_command(thing)
+        elif isinstance(thing, Feature):
+            plugin.add_feature(thing)
 
 
 def _is_of(command: click.Command, module: ModuleType) -> bool:

@@ -6,8 +6,9 @@ HTTP itself is app/views/score.py.
 """
 
 import datetime as dt
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import attrs
@@ -18,7 +19,7 @@ from app.user_rows import NO_ROWS, UserRowReader, UserRows
 from models.codec import encode_json
 from models.decisions import SCORE_SUBJECT, RowRead, ScoreDecided, encode_decision, encode_matrix
 from models.errors import StoreError
-from models.features import FEATURES, Assembler, Matrix, Moment
+from models.features import FEATURES, Assembler, Feature, Matrix, Moment
 from models.profile_schema import ProfileFeatures
 from models.scorer import Model, Scorer, Scores, prior_scores
 from models.scoring import ScoreRequest, request_decoder
@@ -51,6 +52,7 @@ class Scoring:
         rows: reads the user's rows on the loop.
         read_profile: decodes the JSON of ``profile_features``; raises PayloadError.
         decisions: where answers are logged.
+        features: all that are declared; read once a request comes without a model to answer it.
         now: the instant that features are made for, in UTC.
     """
 
@@ -61,6 +63,7 @@ class Scoring:
         read_profile: Callable[[msgspec.Raw], ProfileFeatures],
         decisions: Decisions,
         *,
+        features: Mapping[str, Feature] = FEATURES,
         now: Callable[[], dt.datetime] = _utc_now,
     ) -> None:
         self._scorer = scorer
@@ -68,7 +71,12 @@ class Scoring:
         self._read_profile = read_profile
         self._decisions = decisions
         self._now = now
-        self._decode_any = request_decoder(Assembler(tuple(FEATURES)))
+        self._features = features
+
+    @functools.cached_property
+    def _decode_any(self) -> Callable[[bytes], ScoreRequest]:
+        """Decodes a request that no model will score, as strictly as for one that reads every feature."""
+        return request_decoder(Assembler(tuple(self._features), self._features))
 
     async def answer(self, body: bytes, *, request_id: str, deadline: float) -> bytes:
         """Answers one request.
@@ -102,7 +110,7 @@ class Scoring:
     def _fetch(self, user_id: str, model: Model) -> tuple[UserRows, str | None]:
         """Reads the user's rows; without a readable store their features are missing, and the answer says so."""
         try:
-            return self._rows.fetch(user_id, model.assembler.tables), None
+            return self._rows.fetch(user_id, model.assembler.row_types), None
         except StoreError as error:
             log.warning("rows can't be read for scoring", extra={"fields": {"error": error.problem}})
             return NO_ROWS, "state_unreadable"

@@ -1,9 +1,9 @@
 """Keeps the scorer on the model that the registry's champion alias names.
 
 This module looks at the registry five times a second, loads what the alias names in a thread, and gives it to the
-scorer when it is whole; a version that can't be served is told in /health and the model before it goes on. With a registry
-that holds no version at all, one process trains the starter model in a process of its own. What a version, a card and
-an alias are is models/registry.py's business; scoring is models/scorer.py's.
+scorer when it is whole; a version that can't be served is told in /health, and the model before it goes on. With a
+registry that holds no version at all, one process trains the starter model in a process of its own. What a version, a
+card and an alias are is models/registry.py's business; scoring is models/scorer.py's.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from typing import Protocol
 from app.cards import ServedModel, ServedModels
 from models.card import Card
 from models.errors import AppError
+from models.features import FEATURES, Feature
 from models.scorer import Model, Scorer, load_model
 from streams.health import ModelHealth
 
@@ -66,6 +67,7 @@ class ModelServing:
 
     Args:
         source: the registry; None: no models are looked for.
+        features: all that are declared, once the first model is loaded.
         train_starter: makes the first version of an empty registry; None: nobody does.
     """
 
@@ -75,11 +77,13 @@ class ModelServing:
         source: ModelSource | None,
         scorer: Scorer,
         *,
+        features: Mapping[str, Feature] = FEATURES,
         train_starter: Starter | None = None,
     ) -> None:
         self._name = name
         self._source = source
         self.scorer = scorer
+        self._features = features
         self._train_starter = train_starter
         self._tasks: list[asyncio.Task[None]] = []
         self._seen: object = None
@@ -150,9 +154,13 @@ class ModelServing:
             if self.scorer.model and self.scorer.model.version == version:
                 self._accept(None)
                 return
-            self._accept(await asyncio.to_thread(_load, source, version))
+            self._accept(await asyncio.to_thread(self._load, source, version))
         except (AppError, OSError) as error:
             self._refuse(error)
+
+    def _load(self, source: ModelSource, version: str) -> Model:
+        stored = source.fetch(version)
+        return load_model(stored.version, stored.artifact, stored.card, self._features)
 
     def _accept(self, model: Model | None) -> None:
         self._refused_at = None
@@ -170,11 +178,6 @@ class ModelServing:
         if problem != self.problem:
             log.error("model refused", extra={"fields": {"error": problem}})
         self.problem = problem
-
-
-def _load(source: ModelSource, version: str) -> Model:
-    stored = source.fetch(version)
-    return load_model(stored.version, stored.artifact, stored.card)
 
 
 async def train_starter() -> str | None:

@@ -4,7 +4,7 @@ A read of a committed row takes some microseconds of a connection that belongs t
 a thread between would cost more than the read. Before there is a store there are no rows.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import msgspec
 from models.codec import decoder_for
 from models.decisions import RowRead
 from models.errors import PayloadError, StoreError
-from models.features import ROW_TYPES
 from state.schema import has_database
 from state.sqlite import SqliteReader
 
@@ -43,10 +42,13 @@ class UserRowReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._reader: SqliteReader | None = None
-        self._decoders: dict[str, Any] = {table: decoder_for(row) for table, row in ROW_TYPES.items()}
+        self._decoders: dict[type, Any] = {}
 
-    def fetch(self, user_id: str, tables: Iterable[str]) -> UserRows:
+    def fetch(self, user_id: str, row_types: Mapping[str, type]) -> UserRows:
         """Reads the user's row of each table; a table without one is left out.
+
+        Args:
+            row_types: the class of the rows, by table.
 
         Raises:
             StoreError: the store can't be read, or a row in it does not fit its class.
@@ -55,17 +57,22 @@ class UserRowReader:
         read: dict[str, RowRead] = {}
         if self._reader is None and has_database(self._path):
             self._reader = SqliteReader(self._path, busy_s=BUSY_S)
-        for table in tables if self._reader else ():
+        for table, row_type in row_types.items() if self._reader else ():
             assert self._reader, "there are no tables to read without one"
             found = self._reader.fetch_encoded(table, user_id)
             if found is None:
                 continue
             try:
-                rows[table] = self._decoders[table](found.row)
+                rows[table] = self._decoder(row_type)(found.row)
             except PayloadError as error:
                 raise StoreError(self._path, f"table {table}: a row does not fit its class ({error.reason})") from error
             read[table] = RowRead(stream=found.stream, seq=found.stream_seq, row=msgspec.Raw(found.row))
         return UserRows(rows=rows, read=read)
+
+    def _decoder(self, row_type: type) -> Any:
+        if row_type not in self._decoders:
+            self._decoders[row_type] = decoder_for(row_type)
+        return self._decoders[row_type]
 
     def close(self) -> None:
         """Closes the database."""

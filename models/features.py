@@ -10,8 +10,9 @@ The scorer (models/scorer.py) is the next step.
 
 import datetime as dt
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, cast
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, cast, get_args
 
 import attrs
 import msgspec
@@ -24,6 +25,7 @@ from models.errors import ModelError
 from models.profile_schema import MAX_FLOAT, PROFILE, ProfileFeatures
 from models.rows import UserSync
 
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 Matrix = npt.NDArray[np.float32]
 _Number = Annotated[float, msgspec.Meta(ge=-MAX_FLOAT, le=MAX_FLOAT)]
 
@@ -56,7 +58,8 @@ class Feature:
 
     Args:
         name: identity, in models, cards and logs; for a candidate's feature also its name in the request.
-        table: the table whose row of the user it reads.
+        table: the table whose row of the user it reads; its key is the user's id.
+        row: the class of that row.
         value: makes it, None for missing; a candidate's feature is read from the request as it is.
     """
 
@@ -67,6 +70,7 @@ class Feature:
     low: float | None = None
     high: float | None = None
     table: str | None = None
+    row: type | None = None
     value: Callable[[Moment], float | None] | None = None
 
     def as_input(self) -> Input:
@@ -175,6 +179,7 @@ FEATURES: Mapping[str, Feature] = {
             meaning="since the newest synchronisation of tasks",
             low=0,
             table="user_sync",
+            row=UserSync,
             value=_hours_since_sync,
         ),
         Feature(
@@ -184,6 +189,7 @@ FEATURES: Mapping[str, Feature] = {
             meaning="providers that were ever synchronised",
             low=0,
             table="user_sync",
+            row=UserSync,
             value=_provider_count,
         ),
         Feature(
@@ -193,13 +199,23 @@ FEATURES: Mapping[str, Feature] = {
             meaning="tasks at the newest synchronisation, all providers together",
             low=0,
             table="user_sync",
+            row=UserSync,
             value=_synced_task_count,
         ),
     )
 }
 
-ROW_TYPES: Mapping[str, type] = {"user_sync": UserSync}
-"""The rows that features read, by table; each table's key is the user's id."""
+
+def feature_problems(feature: Feature) -> Iterator[str]:
+    """What is wrong with a declaration."""
+    if not NAME.fullmatch(feature.name):
+        yield f"name: expected {NAME.pattern}"
+    if feature.source not in get_args(Source):
+        yield f"source: expected {', '.join(get_args(Source))}, got {feature.source!r}"
+    if (feature.source == "candidate") == (feature.value is not None):
+        yield "value: a candidate's feature is read from the request as it is, any other one needs a function"
+    if (feature.table is None) != (feature.row is None) or (feature.source == "table") != (feature.table is not None):
+        yield "table and row: expected both for the source table, and neither for another one"
 
 
 class Assembler:
@@ -222,7 +238,8 @@ class Assembler:
         features = [declared[name] for name in names]
         self.names = tuple(names)
         self.inputs = tuple(feature.as_input() for feature in features)
-        self.tables = frozenset(feature.table for feature in features if feature.table)
+        self.row_types = {feature.table: feature.row for feature in features if feature.table and feature.row}
+        """The rows that it reads, by table."""
         own = [column for column, feature in enumerate(features) if feature.source == "candidate"]
         shared = [column for column, feature in enumerate(features) if feature.source != "candidate"]
         self._own = _columns(own)

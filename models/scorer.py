@@ -15,14 +15,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import numpy as np
 
 from models.card import Card
 from models.errors import ModelError
-from models.features import Assembler, Matrix
+from models.features import FEATURES, Assembler, Feature, Matrix
 from models.scoring import PRIOR_SCORE, ScoreRequest, request_decoder
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Model:
         return self.card.training.is_simulated
 
 
-def load_model(version: str, artifact: bytes, card: Card) -> Model:
+def load_model(version: str, artifact: bytes, card: Card, declared: Mapping[str, Feature] = FEATURES) -> Model:
     """Makes a model of XGBoost's own format; blocks for some milliseconds, so call it in a thread.
 
     Raises:
@@ -83,7 +83,7 @@ def load_model(version: str, artifact: bytes, card: Card) -> Model:
     if columns != len(names):
         raise ModelError(version, f"artifact: it has {columns} columns, its card lists {len(names)} inputs")
     try:
-        assembler = Assembler(names)
+        assembler = Assembler(names, declared)
     except ModelError as error:
         raise ModelError(version, f"card: inputs: {error.problem}") from error
     return Model(

@@ -35,7 +35,7 @@ class Row:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings that start nothing."""
-    return Settings(nats_url="", state_dir=tmp_path / "var", http_port=0)
+    return Settings(model_registry="none", nats_url="", state_dir=tmp_path / "var", http_port=0)
 
 
 def test_app_refuses_two_subject_tables_of_one_name(settings: Settings) -> None:
@@ -79,6 +79,7 @@ def test_build_has_all_tables_and_routes(settings: Settings) -> None:
         "/metrics",
         "/models",
         "/models/{version}/card",
+        "/score",
         "/state/{table}/{key}",
     }
 
@@ -242,7 +243,7 @@ async def ignore_every_cancellation():
 
 async def main():
     task = asyncio.create_task(ignore_every_cancellation(), name="stubborn-handler")
-    await run(Settings(nats_url="", state_dir=Path("var"), http_port=0, log_format="json"))
+    await run(Settings(model_registry="none", nats_url="", state_dir=Path("var"), http_port=0, log_format="json"))
 
 asyncio.run(main())
 """
