@@ -6,8 +6,8 @@ decision holds: whoever answers encodes it, with the rate that ``admit`` returne
 
 Order is that of writing. A decision is stored once, but for two cases, each of at most one batch (500): the connection
 is lost before the answer to a batch and stays away for longer than the stream's dedupe window (10 minutes), or this
-process is killed then and started again after that time. A killed process loses what is in its memory: usually what it
-wrote in the last 20 ms, and two seconds of it while an answer of NATS is awaited that does not come.
+process is killed then and started again after that time. A killed process loses what is in its memory: usually what
+it wrote in the last 20 ms, and two seconds of it while an answer of NATS is awaited that does not come.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ import attrs
 from models.errors import StoreError
 from streams.admission import admission_rate, is_admitted
 from streams.batch_publisher import BatchPublisher, Published
-from streams.batches import BATCH_LIMIT_BYTES, BATCH_LIMIT_COUNT
+from streams.batches import BATCH_LIMIT_BYTES, BATCH_LIMIT_COUNT, HEADERS_BYTES
 from streams.broker import Broker
 from streams.health import DecisionFacts
 from streams.spool import Record, Spools, size_on_disk
@@ -58,9 +58,9 @@ Loss = Literal["full", "too_large", "subject"]
 class DecisionLimits:
     """What may wait, in memory and on disk."""
 
-    buffer_count: int = 10_000
-    buffer_bytes: int = 64 * 1024 * 1024
-    spool_bytes: int = 256 * 1024 * 1024
+    buffer_count: int = attrs.field(default=10_000, validator=attrs.validators.ge(1))
+    buffer_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=attrs.validators.ge(1))
+    spool_bytes: int = attrs.field(default=256 * 1024 * 1024, validator=attrs.validators.ge(1))
 
 
 class DecisionLog:
@@ -111,7 +111,7 @@ class DecisionLog:
             return False
         if not SUBJECT.fullmatch(subject):
             return self._drop("subject")
-        if len(payload) > self._broker.max_payload_bytes - HEADER_BUDGET_BYTES:
+        if len(payload) > self._broker.max_payload_bytes - HEADER_BUDGET_BYTES - HEADERS_BYTES:
             return self._drop("too_large")
         record = Record(id=f"{self._name}-{next(self._numbers)}", subject=subject, payload=payload)
         size = size_on_disk(record)

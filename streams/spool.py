@@ -25,7 +25,8 @@ MAGIC = b"TIPSPOOL"
 HEAD = struct.Struct(">8sQ")
 """The file's head: what it is, and where the first record begins that is not yet stored."""
 FRAME = struct.Struct(">IIBH")
-"""A record's head: length and CRC-32 of all that follows, length of its id and of its subject."""
+"""A record's head: the length of what follows, a CRC-32 of all but these two, the lengths of its id and its subject."""
+LENGTHS = struct.Struct(">BH")
 RECORD_LIMIT_BYTES = 64 * 1024 * 1024
 
 
@@ -47,7 +48,7 @@ def encode_record(record: Record) -> bytes:
     """Lays out a record as it lies in the file."""
     identity, subject = record.id.encode(), record.subject.encode()
     body = identity + subject + record.payload
-    return FRAME.pack(len(body), zlib.crc32(body), len(identity), len(subject)) + body
+    return FRAME.pack(len(body), _checksum(body, len(identity), len(subject)), len(identity), len(subject)) + body
 
 
 def read_records(file: io.BufferedIOBase) -> Iterator[tuple[Record, int]]:
@@ -57,7 +58,7 @@ def read_records(file: io.BufferedIOBase) -> Iterator[tuple[Record, int]]:
         if not id_length + subject_length <= length <= RECORD_LIMIT_BYTES:
             return
         body = file.read(length)
-        if len(body) < length or zlib.crc32(body) != checksum:
+        if len(body) < length or _checksum(body, id_length, subject_length) != checksum:
             return
         at = id_length + subject_length
         try:
@@ -226,6 +227,10 @@ class Spool:
         while left:
             written = os.pwrite(self._file.fileno(), left, at)
             left, at = left[written:], at + written
+
+
+def _checksum(body: bytes, id_length: int, subject_length: int) -> int:
+    return zlib.crc32(body, zlib.crc32(LENGTHS.pack(id_length, subject_length)))
 
 
 def _has_head(path: Path) -> bool:

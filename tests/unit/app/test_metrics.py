@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.metrics import METRICS, Metrics, MetricSpec
 from app.views.metrics import metrics_routes
-from streams.health import ConsumerHealth, HandlerCounts, Health, NatsHealth, StateHealth
+from streams.health import ConsumerHealth, DecisionHealth, HandlerCounts, Health, NatsHealth, StateHealth
 
 HEALTHY = Health(
     status="ok",
@@ -37,6 +37,15 @@ HEALTHY = Health(
         },
     ),
     state=StateHealth(),
+    decisions=DecisionHealth(
+        rate=0.25,
+        buffered=12,
+        spooled=13,
+        spool_bytes=14,
+        published=15,
+        sampled_out=16,
+        dropped={"full": 17, "torn": 0},
+    ),
 )
 
 
@@ -53,6 +62,13 @@ SHOWN = [
     (("tipstream_nats_connected",), 1),
     (("tipstream_nats_rtt_seconds",), 1.5 / 1000),
     (("tipstream_unhandled_messages",), 11),
+    (("tipstream_decisions_published_total",), 15),
+    (("tipstream_decisions_dropped_total", "full"), 17),
+    (("tipstream_decisions_dropped_total", "torn"), 0),
+    (("tipstream_decisions_sampled_out_total",), 16),
+    (("tipstream_decisions_buffered",), 12),
+    (("tipstream_decisions_spool_bytes",), 14),
+    (("tipstream_decisions_rate",), 0.25),
     (("tipstream_up_status", "ok"), 1),
     (("tipstream_up_status", "degraded"), 0),
     (("tipstream_up_status", "down"), 0),
