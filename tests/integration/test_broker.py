@@ -140,6 +140,19 @@ async def test_pulled_messages_and_statuses_reach_their_functions(broker: Broker
     await inbox.close()
 
 
+async def test_commands_are_sent_as_they_are_and_their_answers_heard(broker: Broker) -> None:
+    """Encoded commands reach the server; an answer comes with its subject, an empty one when nobody listens."""
+    answers: list[tuple[str, bytes]] = []
+    base = broker.new_inbox()
+    inbox = await broker.subscribe_replies(f"{base}.*", lambda subject, payload: answers.append((subject, payload)))
+    assert await broker.send_commands(f"PUB signals.a {base}.1 2\r\n{{}}\r\nPUB nowhere {base}.2 0\r\n\r\n".encode())
+    await wait_until(lambda: len(answers) == 2)
+    found = dict(answers)
+    assert json.loads(found[f"{base}.1"])["stream"] == "SIGNALS"
+    assert found[f"{base}.2"] == b""
+    await inbox.close()
+
+
 async def test_callback_that_raises_does_not_kill_the_connection(broker: Broker) -> None:
     """Even an error in a function that must not raise leaves the connection working."""
 
@@ -204,6 +217,9 @@ async def test_closing_while_the_server_is_away_ends(nats_server: NatsServer) ->
     await wait_until(broker.closed.is_set)
     assert not broker.is_connected
     assert not await broker.send("signals.a")
+    assert not await broker.send_commands(b"PUB signals.a 0\r\n\r\n")
+    with pytest.raises(BrokerUnavailable, match="can't subscribe"):
+        await broker.subscribe_replies(broker.new_inbox(), lambda subject, payload: None)
     with pytest.raises(BrokerUnavailable, match="can't subscribe"):
         await broker.subscribe_deliveries(broker.new_inbox(), lambda message: None, lambda status: None)
     with pytest.raises(BrokerUnavailable, match="closed"):

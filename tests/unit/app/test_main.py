@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
 import attrs
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestClient
 from harness import NatsServer, free_port, wait_until
 from process_kit import environment
 
@@ -25,6 +26,8 @@ from state.sqlite import SqliteStore
 from state.store import store_path
 from state.tables import Table
 from streams.subjects import SubjectTable
+
+AiohttpClient = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 
 
 @attrs.frozen(kw_only=True)
@@ -98,6 +101,34 @@ def test_health_before_the_start(settings: Settings, url: str | None, mode: str,
     """An app that has not started is down, unless it has no NATS to start."""
     health = build(attrs.evolve(settings, nats_url=url)).health()
     assert (health.status, health.nats.mode, health.nats.connected) == (status, mode, False)
+
+
+async def test_decisions_of_the_app_reach_their_stream(
+    settings: Settings, nats_server: NatsServer, aiohttp_client: AiohttpClient
+) -> None:
+    """What a view writes is stored by JetStream, also when the app stops right after, and /health counts it."""
+    check_state_dir(settings.state_dir)
+    app = build(attrs.evolve(settings, nats_url=nats_server.url), plugins=[])
+    client = await aiohttp_client(app.http)
+    await wait_until(lambda: app.health().status == "ok")
+    assert app.decisions.admit("r1") == 1.0
+    assert app.decisions.write("decisions.score", b"{}")
+    await wait_until(lambda: app.decisions.facts().published == 1)
+    shown = (await (await client.get("/health")).json())["decisions"]
+    assert (shown["status"], shown["rate"], shown["published"]) == ("ok", 1.0, 1)
+    assert app.decisions.write("decisions.score", b"{}")
+    await client.close()
+    assert app.decisions.facts().published == 2
+    assert app.decisions.admit("r1") is None
+
+
+async def test_decisions_without_nats_are_not_logged(settings: Settings, aiohttp_client: AiohttpClient) -> None:
+    """With NATS disabled nothing is logged, which degrades nothing."""
+    app = build(settings, plugins=[])
+    client = await aiohttp_client(app.http)
+    assert app.decisions.admit("r1") is None
+    health = await (await client.get("/health")).json()
+    assert (health["status"], health["decisions"]["status"], health["decisions"]["rate"]) == ("ok", "ok", 0.0)
 
 
 async def test_finish_without_streams_does_nothing(settings: Settings) -> None:

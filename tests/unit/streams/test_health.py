@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 from streams.health import (
     ConsumerFacts,
     ConsumerHealth,
+    DecisionFacts,
+    DecisionHealth,
     Health,
     NatsHealth,
     StateHealth,
     Status,
     judge,
     judge_consumer,
+    judge_decisions,
+    with_decisions,
     with_reasons,
 )
 
@@ -202,3 +206,53 @@ def test_more_reasons_degrade_and_improve_nothing(before: Status, more: tuple[st
     """What others complain of stands after the rest, and makes nothing better than it was."""
     health = with_reasons(Health(status=before, reasons=["a"], nats=NATS, state=StateHealth()), more)
     assert (health.status, health.reasons) == (after, ["a", *more])
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        pytest.param({}, None, id="all-logged"),
+        pytest.param({"buffered": 9, "published": 99, "sampled_out": 9, "dropped": {"full": 9}}, None, id="long-over"),
+        pytest.param(
+            {"is_dropping": True, "dropped": {"full": 3, "torn": 0, "too_large": 1}},
+            "decisions are lost (full 3, too_large 1)",
+            id="lost",
+        ),
+        pytest.param({"rate": 0.25}, "only 25% of the decisions are logged", id="sampled"),
+        pytest.param({"spooled": 7}, "7 decisions wait on disk (on their way)", id="draining"),
+        pytest.param(
+            {"spooled": 7, "is_connected": False}, "7 decisions wait on disk (NATS does not answer)", id="gone"
+        ),
+        pytest.param({"spooled": 7, "error": "no stream"}, "7 decisions wait on disk (no stream)", id="refused"),
+        pytest.param({"error": "disk full"}, "decisions can't be stored (disk full)", id="unwritable"),
+        pytest.param(
+            {"is_dropping": True, "dropped": {"full": 3}, "rate": 0.02, "spooled": 7},
+            "decisions are lost (full 3); only 2% of the decisions are logged; 7 decisions wait on disk (on their way)",
+            id="all-at-once",
+        ),
+        pytest.param({"is_enabled": False, "rate": 0.5, "error": "x", "spooled": 3}, None, id="disabled"),
+    ],
+)
+def test_decision_log_is_judged_by_what_it_loses_or_holds_back(facts: dict[str, Any], reason: str | None) -> None:
+    """It is degraded while decisions are lost, sampled or wait on disk, and says why; it is never down."""
+    found = judge_decisions(DecisionFacts(**facts))
+    assert (found.status, found.reason) == ("degraded" if reason else "ok", reason)
+
+
+def test_decision_log_shows_its_counts() -> None:
+    """All counts are shown as they are; without NATS the rate is 0, for nothing is logged."""
+    counts: dict[str, Any] = {"buffered": 1, "spooled": 2, "spool_bytes": 3, "published": 4, "sampled_out": 5}
+    shown = judge_decisions(DecisionFacts(rate=0.5, dropped={"full": 6}, **counts))
+    assert attrs.asdict(shown) | {"reason": None} == {
+        "status": "degraded", "reason": None, "rate": 0.5, "dropped": {"full": 6}, **counts
+    }  # fmt: skip
+    assert judge_decisions(DecisionFacts(is_enabled=False)).rate == 0.0
+
+
+@pytest.mark.parametrize(("before", "after"), [("ok", "degraded"), ("degraded", "degraded"), ("down", "down")])
+def test_decision_log_that_is_degraded_degrades_the_process(before: Status, after: Status) -> None:
+    """Its reason stands after the others; one that is ok changes nothing."""
+    health = Health(status=before, reasons=["a"], nats=NATS, state=StateHealth())
+    found = with_decisions(health, DecisionHealth(status="degraded", reason="lost"))
+    assert (found.status, found.reasons, found.decisions.reason) == (after, ["a", "decision log: lost"], "lost")
+    assert with_decisions(health, DecisionHealth(rate=1.0)) == attrs.evolve(health, decisions=DecisionHealth(rate=1.0))
