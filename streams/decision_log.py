@@ -84,6 +84,7 @@ class DecisionLog:
         self._published = self._sampled_out = 0
         self._dropped: dict[str, int] = {"full": 0, "too_large": 0, "subject": 0}
         self._dropped_at: float | None = None
+        self._torn_count = 0
         self._failures = 0
         self._not_before = self._spool_not_before = 0.0
         self._error: str | None = None
@@ -191,11 +192,7 @@ class DecisionLog:
             await publisher.close()
 
     async def _adopt(self) -> None:
-        try:
-            found = await asyncio.to_thread(self._spools.adopt)
-        except StoreError as error:
-            self._note_spool_error(error)
-            return
+        found = await asyncio.to_thread(self._spools.adopt)
         if found:
             log.info("decisions of an earlier process wait on disk", extra={"fields": {"count": found}})
         self._note_torn()
@@ -310,9 +307,10 @@ class DecisionLog:
         return bool(result.settled)
 
     def _note_torn(self) -> None:
-        if self._spools.torn_count:
+        if self._spools.torn_count > self._torn_count:
+            self._torn_count = self._spools.torn_count
             self._dropped_at = time.monotonic()
-            log.warning("decisions on disk can't be read", extra={"fields": {"files": self._spools.torn_count}})
+            log.warning("decisions on disk can't be read", extra={"fields": {"files": self._torn_count}})
 
     def _note(self, result: Published) -> None:
         self._published += len(result.stored)
@@ -320,6 +318,8 @@ class DecisionLog:
             self._drop("too_large", len(result.too_large))
         if result.error is None:
             self._failures, self._error = 0, None
+            if not self._spools.count:  # the disk is not needed any more
+                self._spool_error = None
             return
         self._failures += 1
         self._not_before = time.monotonic() + random.uniform(0.5, 1) * min(
@@ -342,10 +342,7 @@ class DecisionLog:
             pass
         if self._buffer:
             self._drop("full", len(self._buffer))
-        try:
-            await asyncio.to_thread(self._spools.close)
-        except StoreError as error:
-            self._note_spool_error(error)
+        await asyncio.to_thread(self._spools.close)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:

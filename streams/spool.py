@@ -6,8 +6,10 @@ the process, not a power cut. Every function blocks on the disk, so streams/deci
 at a time.
 """
 
+import contextlib
 import io
 import itertools
+import logging
 import os
 import struct
 import uuid
@@ -19,6 +21,8 @@ import attrs
 
 from models.errors import StoreError, StoreUnwritable
 from streams.locks import LockFile
+
+log = logging.getLogger(__name__)
 
 SUFFIX = ".spool"
 MAGIC = b"TIPSPOOL"
@@ -61,10 +65,7 @@ def read_records(file: io.BufferedIOBase) -> Iterator[tuple[Record, int]]:
         if len(body) < length or _checksum(body, id_length, subject_length) != checksum:
             return
         at = id_length + subject_length
-        try:
-            identity, subject = body[:id_length].decode(), body[id_length:at].decode()
-        except UnicodeDecodeError:
-            return
+        identity, subject = body[:id_length].decode("utf-8", "replace"), body[id_length:at].decode("utf-8", "replace")
         yield Record(id=identity, subject=subject, payload=body[at:]), FRAME.size + length
 
 
@@ -79,6 +80,7 @@ class Spool:
         self._file = file
         self._begin = self._end = HEAD.size
         self._sizes: list[int] = []
+        self._written_ns = 0
         self.count = 0
         self.is_torn = False
 
@@ -99,18 +101,19 @@ class Spool:
         Raises:
             StoreError: it can't be made or locked.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreUnwritable(folder, f"decisions can't be kept ({error.strerror})") from error
-        lock = LockFile.open(folder / f"decisions-{uuid.uuid4().hex}{SUFFIX}")
-        lock.try_exclusive()  # adopters pass an empty file by, so nobody else has it
-        try:
-            spool = cls(lock, lock.path.open("r+b", buffering=0))
-            spool._write_at(0, HEAD.pack(MAGIC, HEAD.size))
-        except OSError as error:
-            lock.close()
-            raise StoreUnwritable(lock.path, f"decisions can't be kept ({error.strerror})") from error
+        path = folder / f"decisions-{uuid.uuid4().hex}{SUFFIX}"
+        with contextlib.ExitStack() as undo:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = LockFile.open(path)
+                undo.callback(lock.close)
+                undo.callback(path.unlink, missing_ok=True)
+                lock.try_exclusive()  # adopters pass an empty file by, so nobody else has it
+                spool = cls(lock, undo.enter_context(path.open("r+b", buffering=0)))
+                spool._write_at(0, HEAD.pack(MAGIC, HEAD.size))
+            except OSError as error:
+                raise StoreUnwritable(folder, f"decisions can't be kept ({error.strerror})") from error
+            undo.pop_all()
         return spool
 
     @classmethod
@@ -119,31 +122,25 @@ class Spool:
 
         A file that is not a spool, or can't be opened, is left as it is.
         """
-        found = []
-        for path in folder.glob(f"decisions-*{SUFFIX}"):
-            try:
-                found.append((path.stat().st_mtime_ns, path))
-            except OSError:
-                continue  # sent and removed by another process just now
-        return [spool for _, path in sorted(found) if (spool := cls._adopt_one(path))]
+        found = [spool for path in folder.glob(f"decisions-*{SUFFIX}") if (spool := cls._adopt_one(path))]
+        return sorted(found, key=lambda spool: spool._written_ns)
 
     @classmethod
     def _adopt_one(cls, path: Path) -> "Spool | None":
-        if not _has_head(path):
-            return None
-        try:
-            lock = LockFile.open(path)
-        except StoreError:
-            return None
-        try:
-            if not (lock.try_exclusive() and _has_head(path)):
-                lock.close()
+        with contextlib.ExitStack() as undo:
+            try:
+                if not _has_head(path):
+                    return None
+                lock = LockFile.open(path)
+                undo.callback(lock.close)
+                if not (lock.try_exclusive() and _has_head(path)):
+                    return None
+                spool = cls(lock, undo.enter_context(path.open("r+b", buffering=0)))
+                spool._scan()
+            except (OSError, StoreError) as error:
+                log.warning("a spool can't be adopted", extra={"fields": {"path": str(path), "error": str(error)}})
                 return None
-            spool = cls(lock, path.open("r+b", buffering=0))
-            spool._scan()
-        except (OSError, StoreError):
-            lock.close()
-            return None
+            undo.pop_all()
         return spool
 
     def append(self, records: Iterable[Record]) -> None:
@@ -169,7 +166,7 @@ class Spool:
         found: list[Record] = []
         self._sizes = []
         try:
-            with self.path.open("rb") as file:
+            with self._open_to_read() as file:
                 file.seek(self._begin)
                 for record, size in itertools.islice(read_records(file), min(max_count, self.count)):
                     if found and sum(self._sizes) + size > max_bytes:
@@ -199,20 +196,22 @@ class Spool:
 
     def close(self) -> None:
         """Closes the file, and removes it when nothing waits in it."""
-        try:
-            if not self.count:
-                self.path.unlink(missing_ok=True)
-            self._file.close()
-        except OSError as error:
-            raise StoreUnwritable(self.path, f"can't be closed ({error.strerror})") from error
-        finally:
-            self._lock.close()
+        if not self.count:
+            with contextlib.suppress(OSError):  # an empty one that stays is removed by who adopts it
+                self.path.unlink()
+        self._file.close()
+        self._lock.close()
+
+    def _open_to_read(self) -> io.BufferedReader:
+        """The same file once more, even if somebody has removed it."""
+        return os.fdopen(os.dup(self._file.fileno()), "rb")
 
     def _scan(self) -> None:
         """Counts the whole records of a file that another process wrote, and cuts off what follows them."""
-        with self.path.open("rb") as file:
+        with self._open_to_read() as file:
             _, begin = HEAD.unpack(file.read(HEAD.size))
-            size = os.fstat(file.fileno()).st_size
+            stat = os.fstat(file.fileno())
+            size, self._written_ns = stat.st_size, stat.st_mtime_ns
             self._begin = self._end = min(max(begin, HEAD.size), size)
             file.seek(self._begin)
             for _, length in read_records(file):
@@ -234,12 +233,9 @@ def _checksum(body: bytes, id_length: int, subject_length: int) -> int:
 
 
 def _has_head(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD.size)
-            return len(head) == HEAD.size and head.startswith(MAGIC)
-    except OSError:
-        return False
+    with path.open("rb") as file:
+        head = file.read(HEAD.size)
+    return len(head) == HEAD.size and head.startswith(MAGIC)
 
 
 class Spools:
@@ -272,7 +268,6 @@ class Spools:
         for spool in Spool.adopt(self._folder):
             self.torn_count += spool.is_torn
             self._spools.append(spool)
-        self._drop_empty()
         return self.count
 
     def append(self, records: Sequence[Record]) -> bool:

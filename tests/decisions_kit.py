@@ -1,7 +1,8 @@
 """Builders for tests of the decision log against a real nats-server."""
 
 import contextlib
-from collections.abc import AsyncIterator
+import resource
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from harness import wait_until
@@ -62,3 +63,14 @@ async def is_stored(url: str, count: int) -> None:
             return bool((await nc.jetstream().stream_info("DECISIONS")).state.messages >= count)
 
         await wait_until(has_them, what=f"{count} messages in the stream")
+
+
+@contextlib.contextmanager
+def no_file_grows() -> Iterator[None]:
+    """Has the system refuse every write of this process to a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -21,7 +21,7 @@ async def test_health_has_the_documented_shape(tmp_path: Path, nats_server: Nats
     with Worker(tmp_path, NATS_URL=nats_server.url) as worker:
         await worker.consume()
         health = await worker.wait_ok()
-        assert list(health) == ["status", "reasons", "nats", "model", "prompts", "state"]
+        assert list(health) == ["status", "reasons", "nats", "model", "prompts", "state", "decisions"]
         assert list(health["nats"]) == ["enabled", "mode", "connected", "rtt_ms", "unhandled", "consumers"]
         assert sorted(health["nats"]["consumers"]) == list(DURABLES)
         assert tuple(consumer_of(health, DURABLES[0])) == CONSUMER_FIELDS
@@ -31,6 +31,7 @@ async def test_health_has_the_documented_shape(tmp_path: Path, nats_server: Nats
             "signals.tip_feedback": counts,
         }
         assert health["state"] == {"status": "ok", "reason": None}
+        assert list(health["decisions"])[:3] == ["status", "reason", "rate"]
 
 
 async def test_health_of_an_idle_worker_stays_ok(tmp_path: Path) -> None:

@@ -8,10 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from decisions_kit import SUBJECT, is_empty, is_stored, logging_to, losses, make_streams, stored, write
+from decisions_kit import (
+    SUBJECT,
+    is_empty,
+    is_stored,
+    logging_to,
+    losses,
+    make_streams,
+    no_file_grows,
+    stored,
+    write,
+)
 from harness import NatsServer, TcpProxy, free_port, wait_until
+from service_kit import api, client, messages_of
 
-from streams.decision_log import DecisionLimits
+from streams.decision_log import ANSWER_S, DecisionLimits
 from streams.spool import Record, Spool
 
 PROCESS = """
@@ -110,19 +121,20 @@ async def test_server_that_falls_silent_has_decisions_go_to_disk(server: NatsSer
     assert await stored(server.url) == list(range(1, 31))
 
 
-async def test_buffer_under_pressure_does_not_wait_long_for_a_silent_server(server: NatsServer, tmp_path: Path) -> None:
-    """More than half full it goes to disk, the batch that is under way first, so that nothing is lost."""
-    async with logging_to(server.url, tmp_path, limits=DecisionLimits(buffer_count=40)) as decisions:
-        write(decisions, 1, 1)
-        await is_empty(decisions)
-        server.pause()
-        write(decisions, 2, 40)
-        await wait_until(lambda: decisions.facts().spooled == 39)
-        write(decisions, 41, 60)
-        server.resume()
-        await is_empty(decisions)
-        assert losses(decisions) == {}
-    assert await stored(server.url) == list(range(1, 61))
+async def test_buffer_under_pressure_does_not_wait_long_for_an_answer(server: NatsServer, tmp_path: Path) -> None:
+    """More than half full it goes to disk, the batch that is under way first, before the wait for its answer is over."""
+    async with (
+        TcpProxy(server.port, rewrite=(b"MSG _INBOX.", b"MSG _LOST_.")) as proxy,
+        logging_to(proxy.url, tmp_path, limits=DecisionLimits(buffer_count=40)) as decisions,
+    ):
+        await wait_until(lambda: decisions.facts().is_connected)
+        write(decisions, 1, 10)
+        await is_stored(server.url, 10)
+        write(decisions, 11, 40)
+        await wait_until(lambda: decisions.facts().spooled == 40, ANSWER_S - 1)
+    async with logging_to(server.url, tmp_path) as decisions:
+        await wait_until(lambda: decisions.facts().published == 40)
+    assert await stored(server.url) == list(range(1, 41))
 
 
 async def test_decisions_of_a_killed_process_are_published_by_the_next(server: NatsServer, tmp_path: Path) -> None:
@@ -206,6 +218,47 @@ async def test_stream_that_is_made_later_gets_what_waited(nats_server: NatsServe
         await is_empty(decisions)
         assert (decisions.facts().error, losses(decisions)) == (None, {})
     assert await stored(nats_server.url) == [1, 2, 3]
+
+
+async def test_decisions_that_can_not_be_marked_as_stored_are_stored_once(server: NatsServer, tmp_path: Path) -> None:
+    """A disk that fails after publishing is said; what was published is neither sent again nor found by the next."""
+    async with TcpProxy(server.port) as proxy, logging_to(proxy.url, tmp_path) as decisions:
+        await proxy.refuse()
+        await wait_until(lambda: not decisions.facts().is_connected)
+        write(decisions, 1, 700)
+        await wait_until(lambda: decisions.facts().spooled == 700)
+        with no_file_grows():
+            await proxy.accept()
+            await wait_until(lambda: "decisions can't be kept" in (decisions.facts().error or ""))
+        await is_empty(decisions)
+        write(decisions, 701, 701)
+        await wait_until(lambda: decisions.facts().published == 701)
+        assert (decisions.facts().error, losses(decisions)) == (None, {})
+    assert await stored(server.url) == list(range(1, 702))
+
+
+async def test_large_decisions_leave_in_smaller_batches(server: NatsServer, tmp_path: Path) -> None:
+    """A batch is bounded in bytes, too: five decisions of 900 kB are three batches of at most two."""
+    async with logging_to(server.url, tmp_path) as decisions:
+        write(decisions, 1, 5, size=900_000)
+        await is_empty(decisions)
+    async with client(server.url) as nc:
+        headers = [message.headers or {} for message in await messages_of(nc, "DECISIONS")]
+    assert [found.get("Nats-Batch-Sequence") for found in headers] == ["1", "2", "1", "2", None]
+
+
+async def test_decision_that_the_stream_refuses_for_its_size_is_lost_alone(server: NatsServer, tmp_path: Path) -> None:
+    """Where somebody has lowered the limit, the answer tells; the others of the batch are stored."""
+    async with client(server.url) as nc:
+        config = (await api(nc, "STREAM.INFO.DECISIONS"))["config"]
+        assert "error" not in await api(nc, "STREAM.UPDATE.DECISIONS", config | {"max_msg_size": 500})
+    async with logging_to(server.url, tmp_path) as decisions:
+        write(decisions, 1, 2)
+        write(decisions, 3, 3, size=600)
+        write(decisions, 4, 5)
+        await is_empty(decisions)
+        assert (losses(decisions), decisions.facts().published) == ({"too_large": 1}, 4)
+    assert await stored(server.url) == [1, 2, 4, 5]
 
 
 async def test_decision_above_the_limit_of_the_stream_is_lost_alone(tmp_path: Path) -> None:

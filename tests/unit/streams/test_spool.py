@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from decisions_kit import no_file_grows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -154,6 +155,35 @@ def test_folder_that_can_not_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreUnwritable, match=r"file/var: decisions can't be kept \(Not a directory\)"):
         Spool.create(tmp_path / "file" / "var")
+
+
+def test_file_that_can_not_be_begun_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A disk without room for the head is an error, and neither a file nor a descriptor stays."""
+    open_count = len(os.listdir("/proc/self/fd"))
+    with no_file_grows(), pytest.raises(StoreUnwritable, match=r"decisions can't be kept \(File too large\)"):
+        Spool.create(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == open_count
+
+
+def test_disk_that_fails_at_reading_is_an_error(tmp_path: Path) -> None:
+    """What can't be read for a reason of the disk is no damage of the file: it is tried again later."""
+    spool = Spool(LockFile.open(tmp_path / "x"), Path("/proc/self/mem").open("r+b", buffering=0))  # noqa: SIM115
+    spool.count = 1
+    with pytest.raises(StoreUnwritable, match=r"decisions can't be read \(Input/output error\)"):
+        spool.read(1, 1)
+    assert (spool.count, spool.is_torn) == (1, False)
+    spool.close()
+
+
+def test_spool_survives_the_loss_of_its_name(tmp_path: Path) -> None:
+    """Somebody who removes the file, or its folder, takes nothing from the process that has it open."""
+    spool = Spool.create(tmp_path / "var")
+    spool.append(records(1, 3))
+    (tmp_path / "var").rename(tmp_path / "elsewhere")
+    assert read_all(spool) == records(1, 3)
+    spool.close()
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 1
 
 
 def test_disk_that_is_full_loses_nothing_that_was_there(tmp_path: Path) -> None:
