@@ -1,0 +1,203 @@
+"""From the decision log and the rewards to rows to learn from.
+
+This module owns what a row is. The log says which candidates were scored and not which were shown, so a candidate
+without a reward may have been refused or never seen. The choice made here: **only requests with at least one reward
+are used**, whose user must have seen something of them; of such a request each candidate without a reward counts as 0.
+It leaves out users who ignore everything, and the model's card says so.
+
+A reward counts when it came within the attribution window after the decision, and a decision is used once its window
+has passed, since before that a 0 may still become a 1. A decision that was logged for one of k requests weighs k. Others
+are counted by the reason they were left out. Reading the streams is the caller's business (app/cli/train.py).
+"""
+
+import datetime as dt
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import attrs
+import numpy as np
+
+from models.card import feature_hash
+from models.codec import aware, between, decoder_for, filled
+from models.errors import ModelError
+from models.training.dataset import Dataset, Floats
+
+WINDOW_S = 86_400.0
+ROW_LIMIT = 1_000_000
+"""Rows that are kept, the newest ones: about 100 MB at 24 features."""
+
+LIMITS = (
+    "It learned only from requests that got at least one reward; the log does not say which tips were shown, so what "
+    "users do who ignore every tip is unknown to it.",
+    "In those requests a tip without a reward counts as refused, though it may never have been shown.",
+    "The tips were chosen with the help of former models, so what those never ranked high is known less well.",
+)
+
+Key = tuple[str, str]
+"""A request and one of its candidates: ``(request_id, tip_id)``."""
+
+LeftOut = Literal["other_features", "repeated", "unsettled", "unrewarded", "misshapen"]
+
+
+@attrs.frozen(kw_only=True)
+class FeatureList:
+    """The columns of a logged matrix, by hash; the names may be there too."""
+
+    hash: str = attrs.field(validator=filled)
+    names: tuple[str, ...] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Decision:
+    """What training reads of a ``decisions.score`` event; all other fields are ignored.
+
+    Args:
+        candidates: ids in request order, which is that of the matrix's rows.
+        matrix: float32, little-endian, row by row; base64 in JSON.
+        sample_rate: the share of requests that were logged at that time.
+    """
+
+    request_id: str = attrs.field(validator=filled)
+    user_id: str = attrs.field(validator=filled)
+    now: dt.datetime = attrs.field(validator=aware)
+    candidates: tuple[str, ...]
+    features: FeatureList
+    matrix: bytes
+    sample_rate: float = attrs.field(default=1.0, validator=between(1e-6, 1))
+
+
+decode_decision = decoder_for(Decision)
+
+
+@attrs.frozen(kw_only=True)
+class Reward:
+    """The first reward of a request's tip."""
+
+    value: float = attrs.field(validator=between(0, 1))
+    at: dt.datetime = attrs.field(validator=aware)
+
+
+class Gathering:
+    """Takes decisions one by one and keeps what can be learned from, the newest rows.
+
+    Args:
+        names: the features to learn from; decisions with another list are left out.
+        rewards: the first reward of each candidate that has one.
+        now: decisions whose window ends later are left out.
+        window_s: seconds in which a reward counts.
+        row_limit: rows kept; beyond it the oldest requests go.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        rewards: Mapping[Key, Reward],
+        *,
+        now: dt.datetime,
+        window_s: float = WINDOW_S,
+        row_limit: int = ROW_LIMIT,
+    ) -> None:
+        self.names = tuple(names)
+        self.left_out: Counter[LeftOut] = Counter()
+        self.dropped_count = 0
+        self.row_count = 0
+        self._hash = feature_hash(names)
+        self._rewards = rewards
+        self._rewarded = {request_id for request_id, _ in rewards}
+        self._now, self._window = now, dt.timedelta(seconds=window_s)
+        self._row_limit = row_limit
+        self._seen: set[str] = set()
+        self._kept: deque[tuple[Decision, Floats, Floats]] = deque()
+
+    def add(self, decision: Decision) -> None:
+        """Keeps a decision's rows, or counts why not."""
+        labels = self._labels(decision)
+        reason = self._reason(decision, is_rewarded=labels is not None)
+        if reason is not None or labels is None:
+            self.left_out[reason or "unrewarded"] += 1
+            return
+        self._seen.add(decision.request_id)
+        self._kept.append((attrs.evolve(decision, matrix=b""), self._matrix(decision), labels))
+        self.row_count += len(labels)
+        while self.row_count > self._row_limit and len(self._kept) > 1:
+            self.row_count -= len(self._kept.popleft()[2])
+            self.dropped_count += 1
+
+    def dataset(self, source: str) -> Dataset:
+        """All rows, in the order in which they were added.
+
+        Raises:
+            ModelError: there are none.
+        """
+        if not self._kept:
+            raise ModelError("training data", "no decision can be learned from")
+        counts = [len(labels) for _, _, labels in self._kept]
+        decisions = [decision for decision, _, _ in self._kept]
+        at = np.array([decision.now.timestamp() for decision in decisions], dtype=np.float64)
+        weights = np.array([1 / decision.sample_rate for decision in decisions], dtype=np.float32)
+        groups = np.array([decision.user_id for decision in decisions], dtype=object)
+        return Dataset(
+            names=self.names,
+            matrix=np.concatenate([matrix for _, matrix, _ in self._kept]),
+            labels=np.concatenate([labels for _, _, labels in self._kept]),
+            at=np.repeat(at, counts),
+            groups=np.repeat(groups, counts),
+            weights=np.repeat(weights, counts),
+            source=source,
+            is_simulated=False,
+            limits=LIMITS,
+        )
+
+    def _reason(self, decision: Decision, *, is_rewarded: bool) -> LeftOut | None:
+        if decision.features.hash != self._hash:
+            return "other_features"
+        if decision.request_id in self._seen:
+            return "repeated"
+        if decision.now + self._window > self._now:
+            return "unsettled"
+        if len(decision.matrix) != 4 * len(self.names) * len(decision.candidates):
+            return "misshapen"
+        return None if is_rewarded else "unrewarded"
+
+    def _matrix(self, decision: Decision) -> Floats:
+        """The logged matrix.
+
+        A number beyond float32 was served as infinity, which a training refuses; the largest float32 falls on the
+        same side of every split.
+        """
+        matrix = np.frombuffer(decision.matrix, dtype="<f4").reshape(-1, len(self.names)).astype(np.float32)
+        limit = np.finfo(np.float32).max
+        return np.clip(matrix, -limit, limit)
+
+    def _labels(self, decision: Decision) -> Floats | None:
+        """The reward of each candidate, 0 without one; None when no candidate has any."""
+        if decision.request_id not in self._rewarded:
+            return None
+        labels = np.zeros(len(decision.candidates), dtype=np.float32)
+        has_reward = False
+        for row, candidate in enumerate(decision.candidates):
+            reward = self._rewards.get((decision.request_id, candidate))
+            if reward is not None and reward.at <= decision.now + self._window:
+                labels[row], has_reward = reward.value, True
+        return labels if has_reward else None
+
+
+def from_decisions(
+    decisions: Iterable[Decision],
+    rewards: Mapping[Key, Reward],
+    *,
+    names: Sequence[str],
+    now: dt.datetime,
+    source: str,
+    window_s: float = WINDOW_S,
+) -> Dataset:
+    """Makes rows of logged decisions and their rewards, as ``Gathering`` says.
+
+    Raises:
+        ModelError: no decision can be learned from.
+    """
+    gathering = Gathering(names, rewards, now=now, window_s=window_s)
+    for decision in decisions:
+        gathering.add(decision)
+    return gathering.dataset(source)
