@@ -10,8 +10,8 @@ simulated. The world, in numbers:
   liking that a user has for tips as such: normal, standard deviation 0.2, to be seen in no feature.
 - **Effects** are monotone: ``EFFECTS`` gives each feature a weight, a centre and a scale, and it adds
   ``weight * tanh((x - centre) / scale)``. A positive weight means that more of it never lowers the probability.
-- **Preferred hour**, the one interaction: ``1.0 * cos(2 pi (hour_local - preferred_hour) / 24)``, so that a tip at the
-  user's hour has 2.0 more in ``z`` than one twelve hours off. Neither of the two has an effect of its own.
+- **Preferred hour**, the one interaction: ``0.8 * cos(2 pi (hour_local - preferred_hour) / 24)``, so that a tip at the
+  user's hour has 1.6 more in ``z`` than one twelve hours off. Neither of the two has an effect of its own.
 - **Missing.** What the log holds lacks single values, at the rates of ``MISSING``: a candidate's and a context's value
   independently, those of a profile all together (a user without profile) in 3 % of the users, those of tables all
   together in 10 %. The probability is made from the values as they were before.
@@ -35,7 +35,7 @@ CANDIDATE_COUNT = 10
 ROW_COUNT = 40_000
 REQUEST_COUNT = 10
 BASE = -1.4
-HOUR_WEIGHT = 1.0
+HOUR_WEIGHT = 0.8
 LIKING_SD = 0.2
 MISSING = {"candidate": 0.02, "context": 0.02, "profile": 0.03, "table": 0.10}
 
