@@ -22,6 +22,7 @@ The tree, three levels deep at most::
     ├── ModelError              a version of a model can't be used
     │   └── ModelUnknown        there is none of that name
     ├── ContractError           a file of another service's contract can't be read
+    ├── TrainingError           no model can be learned from these rows
     ├── PromptError             a prompt can't be rendered with what was given
     ├── GatewayError            the LLM gateway gave no answer that can be used
     ├── NetworkRefused          a handler wants to connect while it is replayed
@@ -188,6 +189,18 @@ class ContractError(AppError):
     def __init__(self, line: int, problem: str) -> None:
         super().__init__(f"line {line}: {problem}")
         self.line = line
+        self.problem = problem
+
+
+class TrainingError(AppError):
+    """No model can be learned from these rows: there are too few, they are all alike, or one of them can't be.
+
+    Args:
+        problem: the array and the row, or what there is and what would be enough.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"training data: {problem}")
         self.problem = problem
 
 

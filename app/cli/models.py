@@ -14,7 +14,6 @@ from app.cards import (
     ListedModel,
     ShownCard,
     list_models,
-    open_registry,
     read_shown_card,
     render_card,
     show_instant,
@@ -22,11 +21,11 @@ from app.cards import (
     show_percent,
     show_range,
 )
-from app.cli.session import HasEnvironment, print_json, print_table
+from app.cli.session import HasEnvironment, print_json, print_table, registry_of
+from app.cli.train import train_command
 from app.logs import one_line
-from app.settings import load_settings
 from models.card import Metric, Rollout
-from models.errors import ModelUnknown, SettingsError
+from models.errors import ModelUnknown
 from models.registry import ALIASES, Registry
 
 
@@ -35,16 +34,7 @@ def models() -> None:
     """Look at the versions of the model, and choose the one that serves."""
 
 
-def registry_of(obj: HasEnvironment) -> Registry:
-    """The registry that the settings name.
-
-    Raises:
-        SettingsError: they want none.
-    """
-    registry = open_registry(load_settings(obj.env))
-    if registry is None:
-        raise SettingsError("MODEL_REGISTRY", "none", "this command needs a registry: unset it, or name a folder")
-    return registry
+models.add_command(train_command)
 
 
 @models.command("list")

@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.cards import open_registry
 from app.logs import configure_logging, one_line
 from app.main import App, access_of, build
-from app.settings import Settings
+from app.settings import Settings, load_settings
 from models.errors import BrokerUnavailable, SettingsError
+from models.registry import Registry
 from streams.broker import Broker
 from streams.server import EmbeddedServer
 
@@ -45,6 +47,18 @@ def build_app(settings: Settings) -> App:
     for refused in app.refused:
         click.echo(f"warning: left out: {one_line(refused)}", err=True)
     return app
+
+
+def registry_of(obj: HasEnvironment) -> Registry:
+    """The registry that the settings name.
+
+    Raises:
+        SettingsError: they want none.
+    """
+    registry = open_registry(load_settings(obj.env))
+    if registry is None:
+        raise SettingsError("MODEL_REGISTRY", "none", "this command needs a registry: unset it, or name a folder")
+    return registry
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

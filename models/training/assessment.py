@@ -1,7 +1,7 @@
 """What a card says beyond the figures of all test rows: of parts of them, of groups of users, and of its limits.
 
-Decides without I/O and without xgboost: it takes rows, scores and how much each feature was used. models/training/fit.py
-calls it, models/training/metrics.py has the figures.
+Decides without I/O and without xgboost: it takes rows, scores and how much each feature was used.
+models/training/fit.py calls it, models/training/metrics.py has the figures.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,8 +17,10 @@ from models.training.metrics import Scored, measure
 
 SLICED_COUNT = 4
 """Features by which the test rows are cut: those that the model gains most from."""
-LEAST_SLICE_COUNT = 50
-LEAST_GROUP_COUNT = 50
+SLICE_FIGURES = ("auc", "calibration_error")
+LEAST_ROW_COUNT = 50
+LEAST_USER_COUNT = 20
+"""Fewer rows or users say nothing of others like them; such parts and groups are left out."""
 NEW_USER_DAYS = 30
 SCORE_LIMIT = 0.10
 CALIBRATION_LIMIT = 0.05
@@ -30,7 +32,7 @@ def measure_slices(parts: Parts, scored: Scored, gains: Mapping[str, Any], *, se
     """The figures of parts of the test rows, by the features that matter most to the model.
 
     A feature of many values is cut at the terciles of the rows that were learned from, one of three or fewer by value;
-    where it is missing is a part of its own. Parts of fewer than ``LEAST_SLICE_COUNT`` rows are left out.
+    where it is missing is a part of its own.
 
     Args:
         scored: the test rows, in their order.
@@ -38,11 +40,15 @@ def measure_slices(parts: Parts, scored: Scored, gains: Mapping[str, Any], *, se
     """
     leading = sorted(gains, key=lambda name: (-float(gains[name]), name))[:SLICED_COUNT]
     return tuple(
-        Slice(feature=name, part=part, metrics=measure(scored.take(rows), "test", seed=seed))
+        Slice(feature=name, part=part, metrics=measure(scored.take(rows), "test", seed=seed, names=SLICE_FIGURES))
         for name in leading
         for part, rows in _cut(parts.train.column(name), parts.test.column(name))
-        if rows.sum() >= LEAST_SLICE_COUNT
+        if _is_enough(scored, rows)
     )
+
+
+def _is_enough(scored: Scored, rows: Mask) -> bool:
+    return int(rows.sum()) >= LEAST_ROW_COUNT and len(np.unique(scored.groups[rows].astype(str))) >= LEAST_USER_COUNT
 
 
 def _cut(learned: Floats, values: Floats) -> Iterator[tuple[str, Mask]]:
@@ -54,7 +60,7 @@ def _cut(learned: Floats, values: Floats) -> Iterator[tuple[str, Mask]]:
     else:
         low, high = (float(cut) for cut in np.quantile(known, [1 / 3, 2 / 3]))
         yield f"up to {low:.4g}", values <= low
-        yield f"{low:.4g} to {high:.4g}", (values > low) & (values <= high)
+        yield f"above {low:.4g}, up to {high:.4g}", (values > low) & (values <= high)
         yield f"above {high:.4g}", values > high
     yield "missing", np.isnan(values)
 
@@ -79,8 +85,7 @@ def check_fairness(test: Dataset, scored: Scored) -> tuple[FairnessCheck, ...]:
     """Compares groups of users: do they get alike scores, and do the scores fit them alike?
 
     For each grouping whose feature the model reads: the mean score, which may differ by ``SCORE_LIMIT``, and mean score
-    less mean label, which may differ by ``CALIBRATION_LIMIT``. Groups of fewer than ``LEAST_GROUP_COUNT`` rows are not
-    compared.
+    less mean label, which may differ by ``CALIBRATION_LIMIT``.
     """
     checks = []
     for grouping in GROUPINGS:
@@ -89,7 +94,7 @@ def check_fairness(test: Dataset, scored: Scored) -> tuple[FairnessCheck, ...]:
         groups = {
             name: scored.take(rows)
             for name, rows in _members(grouping, test.column(grouping.feature))
-            if rows.sum() >= LEAST_GROUP_COUNT
+            if _is_enough(scored, rows)
         }
         if len(groups) < 2:
             continue
@@ -118,11 +123,12 @@ def _compare(name: str, groups: dict[str, float], limit: float) -> FairnessCheck
 def limits_of(dataset: Dataset, parts: Parts) -> tuple[str, ...]:
     """Where the model must not be trusted: what its rows say of themselves, and what can be seen in them."""
     limits = list(dataset.limits)
-    is_empty = np.isnan(parts.train.matrix).all(axis=0)
-    if is_empty.any():
-        names = ", ".join(name for name, is_it in zip(dataset.names, is_empty, strict=True) if is_it)
-        limits.append(f"Missing in every row that it learned from, and so ignored: {names}.")
+    empty = [name for name in dataset.names if np.isnan(parts.train.column(name)).all()]
+    if empty:
+        limits.append(f"Missing in every row that it learned from, and so ignored: {', '.join(empty)}.")
     users = len(np.unique(parts.test.groups.astype(str)))
     limits.append(f"Measured on {len(parts.test)} rows of {users} users, all later than what it learned from.")
-    limits.append("A score is the chance of a reward, not what a tip causes: a tip that needs no showing may score high.")
+    limits.append(
+        "A score is the chance of a reward, not what a tip causes: a tip that needs no showing may score high."
+    )
     return tuple(limits)

@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import ModelError
+from models.errors import TrainingError
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ class Dataset:
         limits: what a model can't know because of where the rows come from, a sentence each.
 
     Raises:
-        ModelError: an array has another shape or type, or a value that can't be; it names the array and the row.
+        TrainingError: an array has another shape or type, or a value that can't be; it names the array and the row.
     """
 
     names: tuple[str, ...]
@@ -102,7 +102,7 @@ class Dataset:
             validation: the share in the second; the rest is the test.
 
         Raises:
-            ModelError: the shares leave no test, or the rows are of fewer than three instants.
+            TrainingError: the shares leave no test, or the rows are of fewer than three instants.
         """
         if not (train > 0 and validation > 0 and train + validation < 1):
             raise _bad(f"shares: expected two above 0 whose sum is below 1, got {train:g} and {validation:g}")
@@ -170,5 +170,5 @@ def _check_range(name: str, array: npt.NDArray[Any], is_good: npt.NDArray[np.boo
         raise _bad(f"{name}[{row}]: expected {expected}, got {array[row]}")
 
 
-def _bad(problem: str) -> ModelError:
-    return ModelError("training data", problem)
+def _bad(problem: str) -> TrainingError:
+    return TrainingError(problem)

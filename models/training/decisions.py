@@ -6,8 +6,8 @@ are used**, whose user must have seen something of them; of such a request each 
 It leaves out users who ignore everything, and the model's card says so.
 
 A reward counts when it came within the attribution window after the decision, and a decision is used once its window
-has passed, since before that a 0 may still become a 1. A decision that was logged for one of k requests weighs k. Others
-are counted by the reason they were left out. Reading the streams is the caller's business (app/cli/train.py).
+has passed, since before that a 0 may still become a 1. A decision that was logged for one of k requests weighs k.
+Decisions that can't be used are counted by reason. Reading the streams is the caller's business (app/cli/train.py).
 """
 
 import datetime as dt
@@ -19,8 +19,9 @@ import attrs
 import numpy as np
 
 from models.card import feature_hash
-from models.codec import aware, between, decoder_for, filled
-from models.errors import ModelError
+from models.codec import aware, between
+from models.decisions import ScoreDecided
+from models.errors import PayloadError, TrainingError
 from models.training.dataset import Dataset, Floats
 
 WINDOW_S = 86_400.0
@@ -37,37 +38,7 @@ LIMITS = (
 Key = tuple[str, str]
 """A request and one of its candidates: ``(request_id, tip_id)``."""
 
-LeftOut = Literal["other_features", "repeated", "unsettled", "unrewarded", "misshapen"]
-
-
-@attrs.frozen(kw_only=True)
-class FeatureList:
-    """The columns of a logged matrix, by hash; the names may be there too."""
-
-    hash: str = attrs.field(validator=filled)
-    names: tuple[str, ...] | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Decision:
-    """What training reads of a ``decisions.score`` event; all other fields are ignored.
-
-    Args:
-        candidates: ids in request order, which is that of the matrix's rows.
-        matrix: float32, little-endian, row by row; base64 in JSON.
-        sample_rate: the share of requests that were logged at that time.
-    """
-
-    request_id: str = attrs.field(validator=filled)
-    user_id: str = attrs.field(validator=filled)
-    now: dt.datetime = attrs.field(validator=aware)
-    candidates: tuple[str, ...]
-    features: FeatureList
-    matrix: bytes
-    sample_rate: float = attrs.field(default=1.0, validator=between(1e-6, 1))
-
-
-decode_decision = decoder_for(Decision)
+LeftOut = Literal["no_model", "other_features", "repeated", "unsettled", "unrewarded", "misshapen", "too_old"]
 
 
 @attrs.frozen(kw_only=True)
@@ -76,6 +47,17 @@ class Reward:
 
     value: float = attrs.field(validator=between(0, 1))
     at: dt.datetime = attrs.field(validator=aware)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _Kept:
+    """What is left of a decision: much less than it holds."""
+
+    user_id: str
+    at: float
+    weight: float
+    matrix: Floats
+    labels: Floats
 
 
 class Gathering:
@@ -100,7 +82,6 @@ class Gathering:
     ) -> None:
         self.names = tuple(names)
         self.left_out: Counter[LeftOut] = Counter()
-        self.dropped_count = 0
         self.row_count = 0
         self._hash = feature_hash(names)
         self._rewards = rewards
@@ -108,39 +89,51 @@ class Gathering:
         self._now, self._window = now, dt.timedelta(seconds=window_s)
         self._row_limit = row_limit
         self._seen: set[str] = set()
-        self._kept: deque[tuple[Decision, Floats, Floats]] = deque()
+        self._kept: deque[_Kept] = deque()
 
-    def add(self, decision: Decision) -> None:
+    def add(self, decision: ScoreDecided) -> None:
         """Keeps a decision's rows, or counts why not."""
-        labels = self._labels(decision)
-        reason = self._reason(decision, is_rewarded=labels is not None)
-        if reason is not None or labels is None:
-            self.left_out[reason or "unrewarded"] += 1
+        reason = self._reason(decision)
+        labels, matrix = self._labels(decision), self._matrix(decision)
+        if reason is not None or labels is None or matrix is None:
+            self.left_out[reason or ("unrewarded" if labels is None else "misshapen")] += 1
             return
         self._seen.add(decision.request_id)
-        self._kept.append((attrs.evolve(decision, matrix=b""), self._matrix(decision), labels))
+        self._kept.append(
+            _Kept(
+                user_id=decision.user_id,
+                at=decision.now.timestamp(),
+                weight=1 / decision.sample_rate,
+                matrix=matrix,
+                labels=labels,
+            )
+        )
         self.row_count += len(labels)
         while self.row_count > self._row_limit and len(self._kept) > 1:
-            self.row_count -= len(self._kept.popleft()[2])
-            self.dropped_count += 1
+            self.row_count -= len(self._kept.popleft().labels)
+            self.left_out["too_old"] += 1
+
+    @property
+    def used_count(self) -> int:
+        """Decisions that were kept."""
+        return len(self._kept)
 
     def dataset(self, source: str) -> Dataset:
         """All rows, in the order in which they were added.
 
         Raises:
-            ModelError: there are none.
+            TrainingError: there are none.
         """
         if not self._kept:
-            raise ModelError("training data", "no decision can be learned from")
-        counts = [len(labels) for _, _, labels in self._kept]
-        decisions = [decision for decision, _, _ in self._kept]
-        at = np.array([decision.now.timestamp() for decision in decisions], dtype=np.float64)
-        weights = np.array([1 / decision.sample_rate for decision in decisions], dtype=np.float32)
-        groups = np.array([decision.user_id for decision in decisions], dtype=object)
+            raise TrainingError("no decision can be learned from")
+        counts = [len(one.labels) for one in self._kept]
+        at = np.array([one.at for one in self._kept], dtype=np.float64)
+        weights = np.array([one.weight for one in self._kept], dtype=np.float32)
+        groups = np.array([one.user_id for one in self._kept], dtype=object)
         return Dataset(
             names=self.names,
-            matrix=np.concatenate([matrix for _, matrix, _ in self._kept]),
-            labels=np.concatenate([labels for _, _, labels in self._kept]),
+            matrix=np.concatenate([one.matrix for one in self._kept]),
+            labels=np.concatenate([one.labels for one in self._kept]),
             at=np.repeat(at, counts),
             groups=np.repeat(groups, counts),
             weights=np.repeat(weights, counts),
@@ -149,28 +142,31 @@ class Gathering:
             limits=LIMITS,
         )
 
-    def _reason(self, decision: Decision, *, is_rewarded: bool) -> LeftOut | None:
-        if decision.features.hash != self._hash:
+    def _reason(self, decision: ScoreDecided) -> LeftOut | None:
+        if decision.feature_hash is None:
+            return "no_model"
+        if decision.feature_hash != self._hash:
             return "other_features"
         if decision.request_id in self._seen:
             return "repeated"
-        if decision.now + self._window > self._now:
-            return "unsettled"
-        if len(decision.matrix) != 4 * len(self.names) * len(decision.candidates):
-            return "misshapen"
-        return None if is_rewarded else "unrewarded"
+        return "unsettled" if decision.now + self._window > self._now else None
 
-    def _matrix(self, decision: Decision) -> Floats:
-        """The logged matrix.
+    def _matrix(self, decision: ScoreDecided) -> Floats | None:
+        """The logged matrix, None when it or the sample rate can't be.
 
         A number beyond float32 was served as infinity, which a training refuses; the largest float32 falls on the
         same side of every split.
         """
-        matrix = np.frombuffer(decision.matrix, dtype="<f4").reshape(-1, len(self.names)).astype(np.float32)
+        try:
+            matrix = decision.read_matrix()
+        except PayloadError:
+            return None
+        if matrix is None or matrix.shape[1] != len(self.names) or decision.sample_rate <= 0:
+            return None
         limit = np.finfo(np.float32).max
         return np.clip(matrix, -limit, limit)
 
-    def _labels(self, decision: Decision) -> Floats | None:
+    def _labels(self, decision: ScoreDecided) -> Floats | None:
         """The reward of each candidate, 0 without one; None when no candidate has any."""
         if decision.request_id not in self._rewarded:
             return None
@@ -184,7 +180,7 @@ class Gathering:
 
 
 def from_decisions(
-    decisions: Iterable[Decision],
+    decisions: Iterable[ScoreDecided],
     rewards: Mapping[Key, Reward],
     *,
     names: Sequence[str],
@@ -195,7 +191,7 @@ def from_decisions(
     """Makes rows of logged decisions and their rewards, as ``Gathering`` says.
 
     Raises:
-        ModelError: no decision can be learned from.
+        TrainingError: no decision can be learned from.
     """
     gathering = Gathering(names, rewards, now=now, window_s=window_s)
     for decision in decisions:

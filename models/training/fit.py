@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 
 from models.card import Card, Input, TrainingData, feature_hash
-from models.errors import ModelError
+from models.errors import TrainingError
 from models.training.assessment import check_fairness, limits_of, measure_slices
 from models.training.dataset import Dataset, Parts
 from models.training.metrics import Scored, measure
@@ -78,15 +78,15 @@ def train(
         inputs: what the columns are, in their order.
 
     Raises:
-        ModelError: the inputs are not the columns, or the rows are too few or all alike.
+        TrainingError: the inputs are not the columns, or the rows are too few or all alike.
     """
     if tuple(one.name for one in inputs) != dataset.names:
-        raise ModelError("inputs", f"expected the dataset's columns {', '.join(dataset.names)}, in their order")
+        raise TrainingError(f"inputs: expected the dataset's columns {', '.join(dataset.names)}, in their order")
     check_enough(dataset)
     parts = dataset.split_by_time()
     for part, rows in (("first 70 %, to learn from,", parts.train), ("last 15 %, to measure by,", parts.test)):
         if rows.has_one_class:
-            raise ModelError("training data", f"all labels of the {part} are {rows.labels[0]:g}")
+            raise TrainingError(f"all labels of the {part} are {rows.labels[0]:g}")
     settings = parameters.booster(parts.train.positive_ratio)
     booster = fit(parts, settings, parameters)
     artifact = bytes(booster.save_raw("ubj"))
@@ -112,12 +112,12 @@ def check_enough(dataset: Dataset) -> None:
     """Refuses rows from which nothing can be learned.
 
     Raises:
-        ModelError: saying what there is.
+        TrainingError: saying what there is.
     """
     if len(dataset) < LEAST_ROW_COUNT:
-        raise ModelError("training data", f"expected at least {LEAST_ROW_COUNT} rows, got {len(dataset)}")
+        raise TrainingError(f"expected at least {LEAST_ROW_COUNT} rows, got {len(dataset)}")
     if dataset.has_one_class:
-        raise ModelError("training data", f"all {len(dataset)} rows have the label {dataset.labels[0]:g}")
+        raise TrainingError(f"all {len(dataset)} rows have the label {dataset.labels[0]:g}")
 
 
 def fit(parts: Parts, settings: dict[str, float | int | str], parameters: Parameters) -> "xgboost.Booster":

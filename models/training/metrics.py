@@ -1,11 +1,11 @@
 """Figures of a model's scores against labels, and their intervals.
 
-Every figure takes weights of shape (r, n) and returns r values: one row of weights is the figure itself, and a bootstrap
-is a matter of more rows, all computed at once. Labels are 0..1: a row with the label 0.3 counts as 0.3 of a positive
-and 0.7 of a negative one. numpy alone; models/training/assessment.py decides what is measured on which rows.
+Every figure takes weights of shape (r, n) and returns r values: one row of weights is the figure itself, and a
+bootstrap is a matter of more rows, all computed at once. Labels are 0..1: a row with the label 0.3 counts as 0.3 of a
+positive and 0.7 of a negative one. numpy alone; models/training/assessment.py decides what is measured on which rows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -95,8 +95,10 @@ class Scored:
         )
 
 
-def measure(scored: Scored, split: Split, *, seed: int, rounds: int = ROUNDS) -> tuple[Metric, ...]:
-    """Every figure that can be said of some rows, with its interval.
+def measure(
+    scored: Scored, split: Split, *, seed: int, rounds: int = ROUNDS, names: Sequence[str] = tuple(FIGURES)
+) -> tuple[Metric, ...]:
+    """The figures that can be said of some rows, with its interval.
 
     The interval is that of a bootstrap over users: a round draws as many users as there are, with replacement, and
     takes all rows of each as often as it was drawn. Rows of a user are alike, so drawing rows would make the intervals
@@ -104,8 +106,11 @@ def measure(scored: Scored, split: Split, *, seed: int, rounds: int = ROUNDS) ->
 
     Args:
         seed: the same one gives the same intervals.
+        names: which of ``FIGURES``; one that can't be said of these rows is left out.
     """
-    values = {name: figure(scored.labels, scored.scores, scored.weights[None, :])[0] for name, figure in FIGURES.items()}
+    values = {
+        name: figure(scored.labels, scored.scores, scored.weights[None, :])[0] for name, figure in FIGURES.items()
+    }
     known = {name: value for name, value in values.items() if np.isfinite(value)}
     drawn: dict[str, list[Doubles]] = {name: [] for name in known}
     for weights in _resampled(scored, seed, rounds):
