@@ -183,7 +183,7 @@ async def _gather(settings: Settings, registry: Registry, asked: Asked) -> _Gath
                 continue
             rows.add(decision)
     unused.update(rows.left_out)
-    source = f"decisions of {SCORE_SUBJECT} with rewards of {REWARD_SUBJECT}, read at {now.isoformat('T', 'seconds')}"
+    source = f"{SCORE_SUBJECT} with {REWARD_SUBJECT}, read at {now.isoformat('T', 'seconds')}"
     return _Gathered(rows=rows, left_out=unused, source=source)
 
 
@@ -248,7 +248,8 @@ def _print(done: Done) -> None:
     card = done.card
     kind = "simulated rows" if card.training.is_simulated else "rows"
     click.echo(f"version {done.version}: {card.training.row_count} {kind}, {card.parameters['tree_count']} trees")
-    click.echo(f"left out: {', '.join(map(_counted, done.left_out.items()))}" if done.left_out else "left out: nothing")
+    if done.left_out:
+        click.echo(f"decisions left out: {', '.join(map(_counted, done.left_out.items()))}")
     for metric in card.metrics:
         span = f"{show_number(metric.low)} to {show_number(metric.high)}"
         click.echo(f"{metric.name}: {show_number(metric.value)} ({span}, {show_percent(metric.level)})")

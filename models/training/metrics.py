@@ -108,9 +108,8 @@ def measure(
         seed: the same one gives the same intervals.
         names: which of ``FIGURES``; one that can't be said of these rows is left out.
     """
-    values = {
-        name: figure(scored.labels, scored.scores, scored.weights[None, :])[0] for name, figure in FIGURES.items()
-    }
+    own = scored.weights[None, :]
+    values = {name: FIGURES[name](scored.labels, scored.scores, own)[0] for name in names}
     known = {name: value for name, value in values.items() if np.isfinite(value)}
     drawn: dict[str, list[Doubles]] = {name: [] for name in known}
     for weights in _resampled(scored, seed, rounds):
