@@ -80,19 +80,20 @@ class Bench:
     client: Client
 
     async def fill(self, count: int, *, last_at: float) -> None:
-        """Stores so many decisions of the simulated world with their rewards, and one of each that is damaged."""
+        """Stores so many decisions of the simulated world with their rewards."""
         if count:
             await self.store(logged(simulate(STARTER_NAMES, row_count=10 * count).dataset, last_at=last_at))
-        for subject in (SCORE_SUBJECT, REWARD_SUBJECT):
-            await self.client.jetstream().publish(subject, b"{}")
+        else:
+            await self.store(([], []))
 
     async def store(self, events: Logged) -> None:
-        """Publishes decisions and rewards."""
+        """Publishes decisions and rewards, and one of each that is damaged; returns once all are stored."""
         for decision in events[0]:
             await self.client.publish(SCORE_SUBJECT, encode_decision(decision))
         for reward in events[1]:
             await self.client.publish(REWARD_SUBJECT, encode_json(reward))
-        await self.client.flush()
+        for subject in (SCORE_SUBJECT, REWARD_SUBJECT):
+            await self.client.jetstream().publish(subject, b"{}")
 
     async def run(self, *arguments: str) -> click.testing.Result:
         """Runs the command in a thread of its own, as it brings its event loop along."""
@@ -230,6 +231,7 @@ async def test_unfair_model_says_so(bench: Bench) -> None:
     """What did not pass is a line of its own, after the figures."""
     await bench.store(logged(unfair_rows(), last_at=time.time() - 2 * DAY_S))
     result = await bench.run()
+    assert result.exit_code == 0, result.exception
     [told] = [line for line in result.stdout.splitlines() if line.startswith("not fair: ")]
     assert told.startswith("not fair: mean score by is_weekend_active: 0.") and told.endswith(" apart, 0.100 allowed")
 
