@@ -22,6 +22,8 @@ from aiohttp import web
 from app.cards import open_registry
 from app.metrics import Metrics
 from app.middleware import BODY_LIMIT_BYTES, LINE_LIMIT_BYTES, middlewares
+from app.openapi import openapi_document, operations_of
+from app.openapi_schemas import Json
 from app.plugin_checks import check_plugin
 from app.plugins import Plugin, find_plugins, load_plugin, plugin_of
 from app.rows import ROWS, RowReader
@@ -29,11 +31,7 @@ from app.scoring import Scoring
 from app.serving import ModelServing, Starter, train_starter
 from app.settings import Settings
 from app.user_rows import UserRowReader
-from app.views.health import health_routes
-from app.views.metrics import metrics_routes
-from app.views.models import models_routes
-from app.views.score import score_routes
-from app.views.state import state_routes
+from app.views import docs, health, metrics, models, score, state
 from models.errors import PluginError, SettingsError, StoreUnwritable
 from models.features import FEATURES
 from models.profile_reader import ProfileReader, UnknownFeatures
@@ -156,6 +154,11 @@ class App:
         """What runs the subject tables, once there is a connection to NATS."""
         return self._service
 
+    def openapi(self) -> Json:
+        """The OpenAPI document of all routes, those of plugins among them."""
+        has_tokens = bool(self.settings.api_tokens)
+        return openapi_document(operations_of(self.plugins), version=version("tipstream"), has_tokens=has_tokens)
+
     def health(self) -> Health:
         """What /health shows, as of now."""
         health = with_reasons(self._service.health(), self._refused) if self._service else self._health_without_nats()
@@ -258,12 +261,15 @@ def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None, starte
     app = App(settings, starter=starter)
     reader = RowReader(store_path(settings.state_dir))
     app.http[ROWS] = reader
-    views = (
-        *(health_routes(app), state_routes(reader), metrics_routes(app.metrics)),
-        *(score_routes(_provide_scoring(app)), models_routes(open_registry(settings), app.models.served)),
-    )
-    for routes in views:
-        app.add_plugin(Plugin(name="tipstream", origin="shipped", routes=[routes]))
+    for routes, operations in (
+        (health.health_routes(app), health.OPERATIONS),
+        (state.state_routes(reader), state.OPERATIONS),
+        (metrics.metrics_routes(app.metrics), metrics.OPERATIONS),
+        (score.score_routes(_provide_scoring(app)), score.OPERATIONS),
+        (models.models_routes(open_registry(settings), app.models.served), models.OPERATIONS),
+        (docs.docs_routes(app.openapi), docs.OPERATIONS),
+    ):
+        app.add_plugin(Plugin(name="tipstream", origin="shipped", routes=[routes], operations=operations))
     if plugins is None:
         for found in find_plugins(settings.plugins):
             try:

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import pkgutil
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,7 @@ import attrs
 import click
 from aiohttp import web
 
+from app.operations import Operation
 from models.errors import AppError, DeclarationError, PluginError
 from models.features import Feature
 from streams import handlers
@@ -40,6 +41,7 @@ class Plugin:
         name: the module's, or the entry point's.
         origin: how it was found.
         made_at: file and line that stand for the whole of it.
+        operations: what the OpenAPI document says of its routes; of one without it says the handler's docstring.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Plugin:
     commands: list[click.Command] = attrs.field(factory=list)
     prompt_folders: list[Path] = attrs.field(factory=list)
     features: list[Feature] = attrs.field(factory=list)
+    operations: Sequence[Operation] = ()
 
     def add_subjects(self, table: SubjectTable) -> None:
         """Brings a subject table, with its row tables and timers.

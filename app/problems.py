@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 
 import attrs
+import msgspec
 from aiohttp import web
 
 from models.errors import RequestError, StoreError
@@ -32,8 +33,26 @@ class Problem:
     @property
     def title(self) -> str:
         """The status in words; ``type`` is about:blank, so RFC 9457 (section 4.2.1) asks for just this."""
-        known = {status.value: status.phrase for status in http.HTTPStatus}
-        return known.get(self.status, "Error")
+        return title_of(self.status)
+
+
+@attrs.frozen(kw_only=True)
+class ProblemDocument:
+    """What every failed request is answered with (RFC 9457).
+
+    Args:
+        title: the status in words.
+        detail: what is wrong, and where.
+        request_id: the id of the answer's X-Request-Id.
+        error_id: of an error that nobody foresaw; the log has it under this id.
+    """
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    request_id: str | None
+    error_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 # The one table. RequestError and aiohttp's HTTPException bring a status of their own; any other class is unknown: 500.
@@ -48,6 +67,12 @@ _HTTP_DETAILS: Mapping[int, str] = {
     404: "there is nothing at this path",
     405: "this path does not take that method; the Allow header names those it takes",
 }
+
+
+def title_of(status: int) -> str:
+    """A status in words."""
+    known = {known.value: known.phrase for known in http.HTTPStatus}
+    return known.get(status, "Error")
 
 
 def problem_of(error: BaseException) -> Problem | None:
@@ -68,17 +93,16 @@ def unknown_problem(error_id: str) -> Problem:
 
 def problem_response(problem: Problem, *, request_id: str | None) -> web.Response:
     """Encodes a problem as the response to the request of that id."""
-    document = {
-        "type": "about:blank",
-        "title": problem.title,
-        "status": problem.status,
-        "detail": problem.detail,
-        "request_id": request_id,
-    }
-    if problem.error_id is not None:
-        document["error_id"] = problem.error_id
+    document = ProblemDocument(
+        title=problem.title,
+        status=problem.status,
+        detail=problem.detail,
+        request_id=request_id,
+        error_id=msgspec.UNSET if problem.error_id is None else problem.error_id,
+    )
     # json escapes what is not ASCII, lone surrogates of an undecodable request among it; other encoders refuse those.
-    body = json.dumps(document).encode()
+    facts = attrs.asdict(document, filter=lambda _, value: value is not msgspec.UNSET)
+    body = json.dumps(facts).encode()
     return web.Response(status=problem.status, body=body, headers=problem.headers, content_type=CONTENT_TYPE)
 
 

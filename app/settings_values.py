@@ -17,7 +17,7 @@ from models.registry import NAME
 
 HIDDEN = "****"
 NO_REGISTRY = "none"
-SCOPES = ("health", "metrics", "models", "state")
+SCOPES = ("docs", "health", "metrics", "models", "openapi.json", "score", "state")
 
 
 @attrs.frozen(kw_only=True)

@@ -88,11 +88,19 @@ def filled(instance: object, attribute: "attrs.Attribute[Any]", value: str) -> N
         raise ValueError(f"{attribute.name}: expected at least one character")
 
 
-def between(low: float, high: float) -> Callable[[object, "attrs.Attribute[Any]", float | None], None]:
+@attrs.frozen
+class Between:
     """Validator: a finite number from ``low`` to ``high``, both included; None passes."""
 
-    def check(instance: object, attribute: "attrs.Attribute[Any]", value: float | None) -> None:
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
-            raise ValueError(f"{attribute.name}: expected a number from {low:g} to {high:g}, got {value!r}")
+    low: float
+    high: float
 
-    return check
+    def __call__(self, instance: object, attribute: "attrs.Attribute[Any]", value: float | None) -> None:
+        """Raises ValueError for any other number."""
+        if value is not None and not (math.isfinite(value) and self.low <= value <= self.high):
+            raise ValueError(f"{attribute.name}: expected a number from {self.low:g} to {self.high:g}, got {value!r}")
+
+
+def between(low: float, high: float) -> Between:
+    """Makes the validator of a range; it is an object, so that a JSON Schema can show the range."""
+    return Between(low, high)

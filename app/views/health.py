@@ -9,9 +9,11 @@ import attrs
 import msgspec
 from aiohttp import web
 
-from streams.health import Health
+from app.operations import Answer, Operation
+from streams.health import Health, NatsHealth, StateHealth, Status
 
 _NO_STORE = {"Cache-Control": "no-store"}
+_NEVER_KEPT = {"Cache-Control": "no-store: the answer is of this instant."}
 
 
 class HealthSource(Protocol):
@@ -21,14 +23,38 @@ class HealthSource(Protocol):
         """The newest judgement."""
 
 
+@attrs.frozen(kw_only=True)
+class HealthAnswer:
+    """How the worker is, as a whole and part by part.
+
+    Args:
+        reasons: a sentence for each thing that is not ok.
+        model: null where no model is served.
+        prompts: null where no prompt is rendered.
+    """
+
+    status: Status
+    reasons: list[str]
+    nats: NatsHealth
+    model: None = None
+    prompts: None = None
+    state: StateHealth
+
+
+@attrs.frozen(kw_only=True)
+class ProbeAnswer:
+    """What a probe is told."""
+
+    status: Status
+
+
 def encode_health(health: Health) -> bytes:
-    """Encodes the answer of ``/health``; below the top level, fields and their order are those of the records.
+    """Encodes the answer of ``/health``; fields and their order are those of the records.
 
     msgspec alone would write the fields of an attrs class in alphabetical order.
     """
-    facts = attrs.asdict(health)
-    document = {"status": None, "reasons": None, "nats": None, "model": None, "prompts": None} | facts
-    return msgspec.json.encode(document)
+    answer = HealthAnswer(status=health.status, reasons=health.reasons, nats=health.nats, state=health.state)
+    return msgspec.json.encode(attrs.asdict(answer))
 
 
 def health_routes(source: HealthSource) -> web.RouteTableDef:
@@ -53,3 +79,65 @@ def health_routes(source: HealthSource) -> web.RouteTableDef:
 
 def _json(body: bytes, *, status: int = 200) -> web.Response:
     return web.Response(status=status, body=body, headers=_NO_STORE, content_type="application/json")
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/health",
+        tag="health",
+        summary="Tells how the worker is",
+        description="Always 200 while the process answers: the status is in the document.",
+        answers=(
+            Answer(
+                description="The newest judgement, at most a few seconds old.",
+                type=HealthAnswer,
+                example={
+                    "status": "down",
+                    "reasons": ["NATS does not answer"],
+                    "nats": {
+                        "enabled": True,
+                        "mode": "external",
+                        "connected": False,
+                        "rtt_ms": None,
+                        "unhandled": 0,
+                        "consumers": {},
+                    },
+                    "model": None,
+                    "prompts": None,
+                    "state": {"status": "ok", "reason": None},
+                },
+                headers=_NEVER_KEPT,
+            ),
+        ),
+    ),
+    Operation(
+        method="GET",
+        path="/health/live",
+        tag="health",
+        summary="Tells that the process answers",
+        description="For an orchestrator's liveness probe; nothing else is looked at.",
+        answers=(Answer(description="It does.", type=ProbeAnswer, example={"status": "ok"}, headers=_NEVER_KEPT),),
+        is_open=True,
+    ),
+    Operation(
+        method="GET",
+        path="/health/ready",
+        tag="health",
+        summary="Tells whether the worker is ready for requests",
+        description="For an orchestrator's readiness probe.",
+        answers=(
+            Answer(
+                description="It is ok or degraded.", type=ProbeAnswer, example={"status": "ok"}, headers=_NEVER_KEPT
+            ),
+            Answer(
+                status=503,
+                description="It is down; `/health` says why.",
+                type=ProbeAnswer,
+                example={"status": "down"},
+                headers=_NEVER_KEPT,
+            ),
+        ),
+        is_open=True,
+    ),
+)

@@ -14,6 +14,7 @@ import attrs
 import msgspec
 from aiohttp import web
 
+from app.operations import Answer, Operation, Parameter
 from models.errors import RequestError
 from state.store import StoredRow
 
@@ -68,3 +69,42 @@ def state_routes(reader: StateReader) -> web.RouteTableDef:
         return web.Response(body=body, headers={"Cache-Control": "no-store"}, content_type="application/json")
 
     return routes
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/state/{table}/{key}",
+        tag="state",
+        summary="Reads one committed row",
+        description="The row, and the message that wrote it last. `python -m app handlers` lists the tables.",
+        parameters=(
+            Parameter(name="table", description="A table that a handler declares.", example="user_sync"),
+            Parameter(name="key", description="Any text, percent-encoded UTF-8; a slash is %2F.", example="u-1"),
+        ),
+        answers=(
+            Answer(
+                description="The row as it was last committed.",
+                type=StoredRow,
+                example={
+                    "table": "user_sync",
+                    "key": "u-1",
+                    "row": {
+                        "providers": {"todo": {"synced_at": "2026-01-02T03:04:05Z", "task_count": 3, "cursor": None}},
+                        "last_event_id": None,
+                        "stream_seq": 7,
+                        "updated_at": "2026-01-02T03:04:06Z",
+                    },
+                    "stream": "SIGNALS",
+                    "stream_seq": 7,
+                },
+                headers={"Cache-Control": "no-store: the next message may change the row."},
+            ),
+        ),
+        errors={
+            400: "The key is no percent-encoded UTF-8.",
+            404: "There is no such table, or it has no row of this key.",
+            503: "The store can't be used at the moment; `/health` says why.",
+        },
+    ),
+)
