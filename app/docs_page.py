@@ -93,7 +93,7 @@ def spell_limits(schema: Json) -> str:
 
 def mark_code(text: str) -> Markup:
     """A text with its ``code`` marked up, and all else escaped."""
-    return Markup(_CODE.sub(r"<code>\2</code>", escape(text)))
+    return Markup(_CODE.sub(r"<code>\2</code>", str(escape(text))))
 
 
 def _limits(schema: Json) -> Iterator[str]:

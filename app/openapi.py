@@ -174,7 +174,7 @@ def _derive(definition: web.AbstractRouteDef, name: str) -> Iterator[Operation]:
                 method=method,
                 path=path,
                 tag=name,
-                summary=summary or f"A route of the plugin {name}",
+                summary=summary.removesuffix(".") or f"A route of the plugin {name}",
                 description=description.strip(),
                 parameters=tuple(Parameter(name=one, description="A part of the path.") for one in names),
                 answers=(),
