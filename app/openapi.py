@@ -101,7 +101,10 @@ def _operation(operation: Operation, schemas: _Schemas, has_tokens: bool) -> Jso
         if body.description:
             made["requestBody"]["description"] = body.description
     is_closed = has_tokens and not operation.is_open
-    answers = {one.status: _answer(one, schemas) for one in operation.answers}
+    answers: dict[int, Json] = {}
+    for answer in operation.answers:  # several of one status differ in their media type
+        known, more = answers.setdefault(answer.status, {}), _answer(answer, schemas)
+        answers[answer.status] = more | known | {"content": known.get("content", {}) | more.get("content", {})}
     for status, when in _errors(operation, is_closed).items():
         answers[status] = _problem(status, when, schemas)
     made["responses"] = {str(status): answers[status] for status in sorted(answers)}

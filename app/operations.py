@@ -72,7 +72,7 @@ class Body:
 
 @attrs.frozen(kw_only=True)
 class Answer:
-    """An answer that is no problem document.
+    """An answer that is no problem document; two of one status differ in their media type.
 
     Args:
         type: of the JSON in it, or of the text; None says nothing of the body.

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from app.operations import Answer, Operation
-from streams.health import Health, NatsHealth, StateHealth, Status
+from streams.health import DecisionHealth, Health, ModelHealth, NatsHealth, StateHealth, Status
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _NEVER_KEPT = {"Cache-Control": "no-store: the answer is of this instant."}
@@ -29,16 +29,18 @@ class HealthAnswer:
 
     Args:
         reasons: a sentence for each thing that is not ok.
-        model: null where no model is served.
+        model: null where no models are looked for.
         prompts: null where no prompt is rendered.
+        decisions: how the log of the decisions is.
     """
 
     status: Status
     reasons: list[str]
     nats: NatsHealth
-    model: None = None
+    model: ModelHealth | None
     prompts: None = None
     state: StateHealth
+    decisions: DecisionHealth
 
 
 @attrs.frozen(kw_only=True)
@@ -53,7 +55,14 @@ def encode_health(health: Health) -> bytes:
 
     msgspec alone would write the fields of an attrs class in alphabetical order.
     """
-    answer = HealthAnswer(status=health.status, reasons=health.reasons, nats=health.nats, state=health.state)
+    answer = HealthAnswer(
+        status=health.status,
+        reasons=health.reasons,
+        nats=health.nats,
+        model=health.model,
+        state=health.state,
+        decisions=health.decisions,
+    )
     return msgspec.json.encode(attrs.asdict(answer))
 
 

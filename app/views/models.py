@@ -7,13 +7,15 @@ thread. A card that can't be used is 503 with the reason, a version that is not 
 import asyncio
 import re
 from collections.abc import Callable
-from typing import Literal, NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar, get_type_hints
 
 import attrs
 import msgspec
 from aiohttp import web
 
-from app.cards import ServedModels, list_models, read_shown_card, render_card
+from app.cards import ListedModel, ServedModel, ServedModels, list_models, read_shown_card, render_card
+from app.operations import Answer, Operation, Parameter
+from models.card import Card, Rollout
 from models.errors import ModelError, ModelUnknown, RequestError
 from models.registry import ALIASES, Registry
 
@@ -106,3 +108,75 @@ def _models(registry: Registry) -> dict[str, object]:
 def _json(document: object, headers: dict[str, str] | None = None) -> web.Response:
     body = msgspec.json.encode(document)
     return web.Response(body=body, headers=_NO_STORE | (headers or {}), content_type="application/json")
+
+
+# What follows is for the OpenAPI document alone.
+_CardAnswer = msgspec.defstruct(
+    "CardAnswer",
+    [
+        ("version", str),
+        ("aliases", tuple[str, ...]),
+        *get_type_hints(Card).items(),
+        ("rollouts", tuple[Rollout, ...]),
+    ],
+    namespace={"__doc__": f"{Card.__doc__}        rollouts: the moves of an alias to this version and away from it."},
+)
+
+
+@attrs.frozen(kw_only=True)
+class ModelsAnswer:
+    """The versions there are, and which of them answers.
+
+    Args:
+        name: of the model; null when no models are looked for.
+        aliases: the version that each alias stands for.
+        served: what this process answers with in the place of an alias.
+        problem: why there are no versions; null otherwise.
+    """
+
+    name: str | None
+    aliases: dict[str, str | None]
+    served: dict[str, ServedModel]
+    versions: list[ListedModel]
+    problem: str | None
+
+
+_REFUSED = "The registry, or the card, can't be used; the detail says why."
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/models",
+        tag="models",
+        summary="Lists the versions of the model",
+        description="A version whose card can't be used is listed with the reason.",
+        answers=(Answer(description="Every version, by number.", type=ModelsAnswer),),
+        errors={503: _REFUSED},
+    ),
+    Operation(
+        method="GET",
+        path="/models/{version}/card",
+        tag="models",
+        summary="Shows the card of a version",
+        description="The Accept header decides between JSON and a page, unless `format` does.",
+        parameters=(
+            Parameter(name="version", description="A version, or its alias.", example="champion"),
+            Parameter(
+                name="format",
+                where="query",
+                type=Literal["json", "html"],
+                description="Which of the two it shall be.",
+                is_required=False,
+            ),
+        ),
+        answers=(
+            Answer(description="The card, and how the version was rolled out.", type=_CardAnswer),
+            Answer(description="The same as a page.", type=str, media_type="text/html; charset=utf-8"),
+        ),
+        errors={
+            400: "The format is neither.",
+            404: "There is no such version, or no models are looked for.",
+            503: _REFUSED,
+        },
+    ),
+)

@@ -6,13 +6,21 @@ refused with 503 and Retry-After before they are read: nothing honest can be sai
 
 import re
 import time
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
+import attrs
+import msgspec
 from aiohttp import web
+from msgspec import Meta
 
 from app.bodies import read_body
 from app.middleware import REQUEST_ID
+from app.operations import Answer, Body, Operation, Parameter
+from models.codec import between
 from models.errors import RequestError
+from models.features import FEATURES, ScoreContext
+from models.profile_schema import ProfileFeatures
+from models.scoring import ID_PATTERN, MAX_CANDIDATES
 
 DEADLINE_HEADER = "X-Deadline-Ms"
 DEADLINE_MS = 40
@@ -64,3 +72,124 @@ def read_deadline_s(header: str | None) -> float:
     if not re.fullmatch("[0-9]{1,5}", header) or not 1 <= int(header) <= MAX_DEADLINE_MS:
         raise RequestError(400, f"{DEADLINE_HEADER}: expected milliseconds from 1 to {MAX_DEADLINE_MS}, got {header!r}")
     return int(header) / 1000
+
+
+# What follows is for the OpenAPI document alone: models/scoring.py decodes, app/scoring.py encodes.
+_Id = Annotated[str, Meta(pattern=f"^{ID_PATTERN}$")]
+_CandidateFeatures = msgspec.defstruct(
+    "CandidateFeatures",
+    [
+        (feature.name, Annotated[float | None, Meta(description=f"{feature.meaning} ({feature.unit})")], None)
+        for feature in FEATURES.values()
+        if feature.source == "candidate"
+    ],
+    namespace={"__doc__": "What a model may read of a candidate; null and an absent name are both a missing value."},
+)
+_Candidate = msgspec.defstruct(
+    "Candidate",
+    [("id", _Id), ("features", _CandidateFeatures)],
+    namespace={"__doc__": "One thing to be scored. Each id comes once in a request."},
+)
+_ScoreBody = msgspec.defstruct(
+    "ScoreBody",
+    [
+        ("user_id", _Id),
+        (
+            "candidates",
+            Annotated[
+                list[_Candidate],  # type: ignore[valid-type]  # made at run time
+                Meta(min_length=1, max_length=MAX_CANDIDATES),
+            ],
+        ),
+        ("request_id", Annotated[_Id | None, Meta(description="Without it the request's X-Request-Id is used.")], None),
+        ("profile_features", ProfileFeatures | None, None),
+        ("context", ScoreContext | None, None),
+    ],
+    namespace={"__doc__": "A user, and what is to be scored for them. Unknown fields and features are ignored."},
+)
+
+
+@attrs.frozen(kw_only=True)
+class CandidateScore:
+    """The score of one candidate."""
+
+    id: str
+    score: float = attrs.field(validator=between(0, 1))
+
+
+@attrs.frozen(kw_only=True)
+class ScoreAnswer:
+    """The scores, and how they came about.
+
+    Args:
+        model_version: null when no model answered.
+        scores: in the order of the request.
+        propensity: with which probability the policy gives this answer; null unless it was logged.
+        degraded: a constant answered for the model, or something that it reads was not to be had.
+        degraded_reason: why.
+        logged: whether the decision log has the answer.
+        simulated: the model has learned from a simulated world; no user was behind it.
+    """
+
+    request_id: str
+    model_version: str | None
+    scores: list[CandidateScore]
+    policy: Literal["greedy"]
+    propensity: float | None
+    degraded: bool
+    degraded_reason: str | None
+    logged: bool
+    simulated: bool
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/score",
+        tag="scoring",
+        summary="Scores a user's candidates",
+        description="Past the deadline, or without a model, a constant answers and `degraded` is true.",
+        parameters=(
+            Parameter(
+                name=DEADLINE_HEADER,
+                where="header",
+                type=Annotated[int, Meta(ge=1, le=MAX_DEADLINE_MS)],
+                description=f"Milliseconds that the caller waits; {DEADLINE_MS} without it.",
+                is_required=False,
+            ),
+        ),
+        body=Body(
+            type=_ScoreBody,
+            example={
+                "user_id": "u-1",
+                "candidates": [{"id": "tip-1", "features": {"tip_length_chars": 120}}, {"id": "tip-2", "features": {}}],
+                "profile_features": {"completion_rate_7d": 0.5},
+                "context": {"utc_offset_minutes": 60},
+            },
+        ),
+        answers=(
+            Answer(
+                description="A score for each candidate.",
+                type=ScoreAnswer,
+                example={
+                    "request_id": "r-1",
+                    "model_version": "1",
+                    "scores": [{"id": "tip-1", "score": 0.25}, {"id": "tip-2", "score": 0.125}],
+                    "policy": "greedy",
+                    "propensity": 1.0,
+                    "degraded": False,
+                    "degraded_reason": None,
+                    "logged": True,
+                    "simulated": False,
+                },
+            ),
+        ),
+        errors={
+            400: f"The body is no JSON, or ends early; or {DEADLINE_HEADER} is not in its range.",
+            408: "The body did not arrive in time.",
+            415: "The Content-Type is not application/json.",
+            422: "A field is missing or does not fit; the detail names its path.",
+            503: f"{MAX_IN_FLIGHT} requests are being answered already.",
+        },
+    ),
+)
