@@ -7,6 +7,7 @@ from typing import BinaryIO, Literal
 import attrs
 import click
 
+from app.cli.openapi import openapi
 from app.cli.session import print_json, print_table
 from app.logs import one_line
 from models.errors import ContractError
@@ -22,6 +23,9 @@ Form = Literal["ts", "json-schema"]
 @click.group("schema")
 def schema() -> None:
     """Print what goes over the wire, and compare it with another service's."""
+
+
+schema.add_command(openapi)
 
 
 @schema.command("profile")

@@ -90,6 +90,13 @@ def _json(body: bytes, *, status: int = 200) -> web.Response:
     return web.Response(status=status, body=body, headers=_NO_STORE, content_type="application/json")
 
 
+_EXAMPLE = Health(
+    status="down",
+    reasons=["NATS does not answer"],
+    nats=NatsHealth(enabled=True, mode="external", connected=False),
+    state=StateHealth(),
+)
+
 OPERATIONS = (
     Operation(
         method="GET",
@@ -101,21 +108,7 @@ OPERATIONS = (
             Answer(
                 description="The newest judgement, at most a few seconds old.",
                 type=HealthAnswer,
-                example={
-                    "status": "down",
-                    "reasons": ["NATS does not answer"],
-                    "nats": {
-                        "enabled": True,
-                        "mode": "external",
-                        "connected": False,
-                        "rtt_ms": None,
-                        "unhandled": 0,
-                        "consumers": {},
-                    },
-                    "model": None,
-                    "prompts": None,
-                    "state": {"status": "ok", "reason": None},
-                },
+                example=msgspec.json.decode(encode_health(_EXAMPLE)),
                 headers=_NEVER_KEPT,
             ),
         ),
