@@ -243,13 +243,17 @@ class GatewayError(AppError):
         reason: one word that may go into an answer and a metric (``timeout``, ``rate_limited``, ``refused`` …).
         detail: what happened, without any key or text of users.
         may_retry: whether the same call may go through a moment later.
+        retry_after_s: seconds that the gateway asked to wait, if it did.
     """
 
-    def __init__(self, reason: str, detail: str, *, may_retry: bool = False) -> None:
+    def __init__(
+        self, reason: str, detail: str, *, may_retry: bool = False, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(f"LLM gateway: {reason} ({detail})")
         self.reason = reason
         self.detail = detail
         self.may_retry = may_retry
+        self.retry_after_s = retry_after_s
 
 
 class NetworkRefused(AppError):
