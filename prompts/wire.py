@@ -7,6 +7,7 @@ what the bytes say (prompts/answers.py does). The key is in the session's header
 
 import asyncio
 import datetime as dt
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -176,5 +177,7 @@ def _no_answer(error: aiohttp.ClientError | OSError, limit_s: float) -> GatewayE
     if isinstance(error, aiohttp.ClientSSLError):
         return GatewayError("connect", "its certificate is not accepted")
     if isinstance(error, aiohttp.ClientConnectorError):
-        return GatewayError("connect", error.os_error.strerror or "no connection", may_retry=True)
+        code = error.os_error.errno or 0
+        words = os.strerror(code) if code > 0 else error.os_error.strerror  # below 0: the name is not known
+        return GatewayError("connect", words or "no connection", may_retry=True)
     return GatewayError("cut", "the connection ended before an answer", may_retry=True)

@@ -56,6 +56,7 @@ class Seen:
 
     body: Json
     headers: Mapping[str, str]
+    peer: object = None
     deltas: int = 0
     ending: str | None = None
 
@@ -77,7 +78,8 @@ class FakeModel:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        seen = Seen(body=body, headers=dict(request.headers))
+        peer = request.transport and request.transport.get_extra_info("peername")
+        seen = Seen(body=body, headers=dict(request.headers), peer=peer)
         self.seen.append(seen)
         replies = self.script.get(body["model"], [Reply()])
         reply = replies.pop(0) if len(replies) > 1 else replies[0]
