@@ -5,18 +5,23 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DECLARED := setup.cfg pyproject.toml
 
+# The real LLM gateway of the tests, in an environment of its own: nothing of it is ever imported here.
+LITELLM := 1.106.2
+GATEWAY := .venv-gateway
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help check worker demo test chaos bench clean
+.PHONY: help check worker demo test test-gateway chaos bench clean
 
 help:
 	@echo "make worker   start the worker with a NATS server of its own; Ctrl-C stops it"
 	@echo "make demo     play a real log through a worker and show what became of it"
 	@echo "make test     lint, types, import contracts, all tests, coverage"
+	@echo "make test-gateway   ask a real LiteLLM proxy, in front of a model that misbehaves (installs 740 MB)"
 	@echo "make chaos    kill, cut and freeze real processes while events flow, then count"
 	@echo "make bench    measure, beside a peer"
-	@echo "make clean    remove .venv, builds and caches; the worker's data in var/ stays"
+	@echo "make clean    remove the environments, builds and caches; the worker's data in var/ stays"
 
 check:
 	@command -v "$(PYTHON)" >/dev/null 2>&1 || \
@@ -39,6 +44,9 @@ test: $(VENV)/.dev
 	$(VENV)/bin/lint-imports --no-logo
 	$(RUN) -m pytest --cov
 
+test-gateway: $(VENV)/.dev $(GATEWAY)/.litellm-$(LITELLM)
+	$(RUN) -m pytest tests/gateway
+
 chaos: $(VENV)/.runtime
 	@exec $(RUN) tests/chaos/run.py $(CHAOS)
 
@@ -46,7 +54,7 @@ bench: $(VENV)/.bench
 	@exec $(RUN) tests/benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(GATEWAY) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -f .coverage .coverage.*
 	find app streams state prompts models tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -67,4 +75,10 @@ $(VENV)/.dev: $(DECLARED) $(VENV)/.made
 $(VENV)/.bench: $(DECLARED) $(VENV)/.made
 	@echo "installing into $(VENV), with the peer of the benchmarks ..."
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+$(GATEWAY)/.litellm-$(LITELLM): | check
+	@echo "installing the LiteLLM proxy into $(GATEWAY) ..."
+	@"$(PYTHON)" -m venv --clear $(GATEWAY)
+	@$(GATEWAY)/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==$(LITELLM)'
 	@touch $@

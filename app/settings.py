@@ -102,6 +102,26 @@ class Settings:
         "Folder of the models; unset: STATE_DIR/models, none: no models are looked for.",
         conceal=values.conceal_credentials,
     )
+    litellm_url: str | None = _setting(
+        None,
+        values.http_url,
+        "Base URL of the LiteLLM gateway; unset: tips are made here, without a model.",
+        conceal=values.conceal_credentials,
+    )
+    litellm_api_key: str | None = _setting(
+        None,
+        values.secret,
+        "Key for that gateway.",
+        show=values.show_secret,
+        conceal=values.conceal_all,
+    )
+    llm_model: str = _setting("tips", values.llm_name, "The gateway's name for the model that makes tips.")
+    llm_fallback_model: str | None = _setting(
+        None, values.llm_name, "The gateway's name for the model that is asked when the first one fails."
+    )
+    llm_cache_s: float = _setting(
+        0.0, values.seconds(0, 86_400), "Seconds that an answer is given again to the same prompt; 0: never."
+    )
     shutdown_s: float = _setting(20.0, values.seconds(0, 3_600), "Seconds that running handlers get to end at a stop.")
     plugins: tuple[str, ...] = _setting(
         (), values.modules, "Modules of plugins, commas between; those installed with an entry point need none."

@@ -135,6 +135,27 @@ def servers(text: str) -> str:
     return ",".join(urls)
 
 
+def http_url(text: str) -> str:
+    """Parses the base URL of an HTTP service; a name and password have a setting of their own."""
+    if not _is_http(text):
+        raise ValueError("expected http://host:port or https://host:port, perhaps with a path, and without a password")
+    return text.rstrip("/")
+
+
+def secret(text: str) -> str:
+    """Parses a key; it must fit into a header."""
+    if not re.fullmatch(r"[!-~]{1,512}", text):
+        raise ValueError("expected 1 to 512 printable ASCII characters without spaces")
+    return text
+
+
+def llm_name(text: str) -> str:
+    """Parses the name that the LLM gateway has for a model."""
+    if not re.fullmatch(r"[!-~]{1,128}", text):
+        raise ValueError("expected 1 to 128 printable ASCII characters without spaces")
+    return text
+
+
 def tokens(text: str) -> tuple[ApiToken, ...]:
     """Parses ``name:token[:scope+scope]``, commas between them."""
     parsed = tuple(_token(entry.strip(), position) for position, entry in enumerate(text.split(","), 1))
@@ -163,6 +184,11 @@ def show_servers(value: str | None) -> str:
 def show_tokens(value: tuple[ApiToken, ...]) -> str:
     """Returns the names and what each may open."""
     return ", ".join(f"{token.name} ({'+'.join(sorted(token.scopes)) or 'all'})" for token in value) or "(none)"
+
+
+def show_secret(value: str | None) -> str:
+    """Returns whether there is one, and nothing of what it is."""
+    return show(value) if value is None else HIDDEN
 
 
 def conceal_all(_: str) -> str:
@@ -202,6 +228,17 @@ def _is_server(url: str) -> bool:
     except ValueError:
         return False
     return has_port and bool(parts.hostname) and parts.path in ("", "/") and not (parts.query or parts.fragment)
+
+
+def _is_http(url: str) -> bool:
+    if not re.fullmatch(r"https?://[!-~]+", url):
+        return False
+    try:
+        parts = urlsplit(url)
+        has_port = parts.port != 0  # raises ValueError for a bad one
+    except ValueError:
+        return False
+    return has_port and bool(parts.hostname) and not ("@" in parts.netloc or parts.query or parts.fragment)
 
 
 def _mask_url(url: str) -> str:

@@ -19,9 +19,10 @@ class EventParser:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Takes the next bytes, and returns the data of the events that end in them."""
-        if self._skips_lf and chunk:  # a line ends with CR, LF or both, and the two may come apart
+        if not chunk:
+            return []
+        if self._skips_lf:  # a line ends with CR, LF or both, and the two may come apart
             chunk = chunk.removeprefix(b"\n")
-            self._skips_lf = False
         self._skips_lf = chunk.endswith(b"\r")
         first, *others = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         self._line += first

@@ -139,11 +139,11 @@ def test_dockerfile_health_check_is_python_that_compiles() -> None:
 
 
 def test_ci_runs_make_test() -> None:
-    """CI is an executable script that runs the same command as a person."""
+    """CI is an executable script that runs the same commands as a person."""
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & stat.S_IXUSR
     assert "set -euo pipefail" in script.read_text()
-    assert script.read_text().splitlines()[-1] == "exec make test"
+    assert script.read_text().splitlines()[-2:] == ["make test", "exec make test-gateway"]
 
 
 OLD = 'case "$*" in *version_info*) exit 1 ;; -V) echo Python 3.9.1 ;; esac'
@@ -157,7 +157,7 @@ WITHOUT_VENV = 'case "$*" in *ensurepip*) exit 1 ;; esac'
         pytest.param(WITHOUT_VENV, "has no venv and ensurepip modules", id="no-venv"),
     ],
 )
-@pytest.mark.parametrize("target", ["worker", "test", "bench", "demo"])
+@pytest.mark.parametrize("target", ["worker", "test", "test-gateway", "bench", "demo"])
 def test_make_says_what_it_needs(target: str, body: str, problem: str, checkout: Path) -> None:
     """A Python that is too old or can't make environments stops each command with one line, before anything is made."""
     result = make(checkout, target, python=script(checkout / "python", body))
@@ -201,6 +201,26 @@ def test_make_test_stops_at_the_first_failure(installed: Path) -> None:
     ran = [line for line in result.stdout.splitlines() if line.startswith("ran")]
     assert ran == ["ran -m ruff check", "ran -m ruff format --check", "ran -m mypy"]
     assert result.returncode != 0
+
+
+def test_make_clean_removes_each_environment(installed: Path) -> None:
+    """Both environments go, with all that was installed into them."""
+    (installed / ".venv-gateway").mkdir()
+    for name in ("app", "streams", "state", "prompts", "models", "tests"):
+        (installed / name).mkdir()
+    assert make(installed, "clean").returncode == 0
+    assert list(installed.glob(".venv*")) == []
+
+
+def test_make_test_gateway_runs_what_is_installed(installed: Path) -> None:
+    """Once the gateway of that version is there, its tests run, in our environment."""
+    gateway = installed / ".venv-gateway"
+    gateway.mkdir()
+    version = re.search(r"^LITELLM := ([0-9.]+)$", (installed / "Makefile").read_text(), re.MULTILINE)
+    assert version
+    (installed / ".venv" / ".dev").touch()
+    (gateway / f".litellm-{version[1]}").touch()
+    assert make(installed, "test-gateway").stdout.splitlines()[-1] == "ran -m pytest tests/gateway"
 
 
 def test_make_worker_hands_ctrl_c_to_the_worker(installed: Path) -> None:

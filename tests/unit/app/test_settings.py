@@ -30,6 +30,11 @@ DEFAULTS = {
     "api_tokens": (),
     "model_name": "tip-scorer",
     "model_registry": None,
+    "litellm_url": None,
+    "litellm_api_key": None,
+    "llm_model": "tips",
+    "llm_fallback_model": None,
+    "llm_cache_s": 0.0,
     "shutdown_s": 20.0,
     "plugins": (),
     "plugin_errors": "stop",
@@ -68,6 +73,11 @@ def test_settings_read_every_value(tmp_path: Path) -> None:
         "http_allow_open": True,
         "model_name": "m.2",
         "model_registry": "/models",
+        "litellm_url": "http://gateway:4000",
+        "litellm_api_key": "sk-1",
+        "llm_model": "openai/gpt-4o",
+        "llm_fallback_model": "small",
+        "llm_cache_s": 60.0,
         "shutdown_s": 2.5,
         "plugins": ("a.b", "c"),
         "plugin_errors": "skip",
@@ -130,6 +140,10 @@ def test_settings_name_the_key_the_value_and_what_is_accepted() -> None:
         pytest.param("HTTP_ALLOW_OPEN", "yes", id="switch"),
         pytest.param("MODEL_NAME", "../x", id="model"),
         pytest.param("MODEL_REGISTRY", "http://a", id="registry"),
+        pytest.param("LITELLM_URL", "gateway:4000", id="gateway"),
+        pytest.param("LLM_MODEL", "two words", id="llm"),
+        pytest.param("LLM_FALLBACK_MODEL", "x" * 129, id="llm-fallback"),
+        pytest.param("LLM_CACHE_S", "-1", id="llm-cache"),
         pytest.param("SHUTDOWN_S", "3601", id="shutdown"),
         pytest.param("LOG_LEVEL", "loud", id="level"),
         pytest.param("LOG_FORMAT", "xml", id="format"),
@@ -217,7 +231,8 @@ FOREIGN = """
     NATS_SERVICE_HOST NATS_SERVICE_PORT NATS_SERVICE_PORT_CLIENT NATS_PORT_4222_TCP NATS_PORT_4222_TCP_ADDR
     NATS_PORT_4222_TCP_PORT NATS_PORT_4222_TCP_PROTO HTTP_PORT_80_TCP HTTP_SERVICE_HOST HTTP_SERVICE_PORT
     KUBERNETES_PORT STATE_URL MODEL_PATH LOG_FILE LOG_DIR LOG_COLOR DATA_DIR CACHE_DIR HTTP_TIMEOUT API_KEY API_URL
-    PYTHONPATH
+    PYTHONPATH LITELLM_LOG LITELLM_MASTER_KEY LITELLM_SALT_KEY LITELLM_MODE LITELLM_PORT LITELLM_SERVICE_HOST
+    LITELLM_API_BASE LLM_API_KEY OPENAI_API_KEY
 """.split()
 
 
@@ -248,6 +263,8 @@ def test_http_port_explains_a_service_link() -> None:
         pytest.param("API_TOKENS", "ui:short-secret", "short", id="token-too-short"),
         pytest.param("API_TOKENS", "hunter2hunter2hunter2:ui", "hunter2", id="name-and-token-swapped"),
         pytest.param("API_TOKENS", f"ui:{TOKEN}:hunter2", "hunter2", id="token-with-colon"),
+        pytest.param("LITELLM_API_KEY", "sk-hunter2 x", "hunter2", id="key-with-space"),
+        pytest.param("LITELLM_URL", "http://me:hunter2@gateway", "hunter2", id="gateway-with-password"),
         pytest.param("NATS_URL", "user:hunter2@a", "hunter2", id="url-without-scheme"),
         pytest.param("NATS_URL", "nats://user:hun,ter2@a", "hun", id="password-with-comma"),
         pytest.param("MODEL_REGISTRY", "mlflow+http://user:hunter2@a", "hunter2", id="registry-with-password"),
@@ -263,9 +280,9 @@ def test_settings_error_hides_secrets(name: str, value: str, secret: str) -> Non
 
 def test_settings_repr_hides_secrets() -> None:
     """Settings that end in a log by accident carry neither tokens nor the servers' passwords."""
-    env = {"API_TOKENS": f"ui:{TOKEN}", "NATS_URL": "nats://me:hunter2@a"}
+    env = {"API_TOKENS": f"ui:{TOKEN}", "NATS_URL": "nats://me:hunter2@a", "LITELLM_API_KEY": "sk-hunter3"}
     settings = load_settings(env)
-    assert not any(secret in f"{settings!r} {settings.api_tokens!r}" for secret in (TOKEN, "hunter2"))
+    assert not any(secret in f"{settings!r} {settings.api_tokens!r}" for secret in (TOKEN, "hunter2", "sk-hunter3"))
 
 
 def test_describe_settings_shows_value_source_and_meaning() -> None:
@@ -280,8 +297,9 @@ def test_describe_settings_shows_value_source_and_meaning() -> None:
 
 def test_describe_settings_masks_secrets() -> None:
     """Tokens are shown by name and scope, and servers without what stands before the @."""
-    env = {"API_TOKENS": f"ui:{TOKEN}", "NATS_URL": "nats://me:hunter2@a:1,tls://seed@b"}
+    env = {"API_TOKENS": f"ui:{TOKEN}", "NATS_URL": "nats://me:hunter2@a:1,tls://seed@b", "LITELLM_API_KEY": "sk-1"}
     shown = {row.name: row.value for row in describe_settings(env)}
+    assert (shown["LITELLM_API_KEY"], shown["LITELLM_URL"]) == ("****", "(unset)")
     assert shown["API_TOKENS"] == "ui (all)"
     assert shown["NATS_URL"] == "nats://****@a:1,tls://****@b"
 

@@ -1,5 +1,6 @@
 """What each kind of setting accepts, and how it is shown."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,53 @@ def test_show_tokens_names_scopes() -> None:
     probe = ApiToken(name="probe", token=TOKEN, scopes=frozenset({"metrics", "health"}))
     assert values.show_tokens((ApiToken(name="ui", token=TOKEN), probe)) == "ui (all), probe (health+metrics)"
     assert values.show_tokens(()) == "(none)"
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("http://a", "http://a"),
+        ("https://a.b:443/llm/", "https://a.b:443/llm"),
+        ("http://[::1]:4000", "http://[::1]:4000"),
+    ],
+)
+def test_http_url_takes_a_base(text: str, url: str) -> None:
+    """A host, perhaps a port and a path; a slash at the end makes no difference."""
+    assert values.http_url(text) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a:4000",
+        "ftp://a",
+        "http://",
+        "http://:80",
+        "http://a:0",
+        "http://a:x",
+        "http://u:p@a",
+        "http://a?b",
+        "http://a#b",
+    ],
+)
+def test_http_url_refuses_the_rest(text: str) -> None:
+    """No scheme, host or good port, and what can't be part of a base, is refused without being quoted."""
+    with pytest.raises(ValueError, match="^expected http://host:port or https://host:port, perhaps with a path"):
+        values.http_url(text)
+
+
+@pytest.mark.parametrize("parse", [values.secret, values.llm_name])
+@pytest.mark.parametrize("text", ["", "a b", "a\nb", "ä", "x" * 513])
+def test_secret_and_llm_name_refuse_what_fits_no_header(parse: Callable[[str], str], text: str) -> None:
+    """Spaces, line ends, other scripts and what is too long are refused; the rest is taken as it is."""
+    with pytest.raises(ValueError, match="printable ASCII characters without spaces$"):
+        parse(text)
+    assert parse("openai/gpt-4o:x") == "openai/gpt-4o:x"
+
+
+def test_show_secret_says_only_that_there_is_one() -> None:
+    """A key is masked, and one that is missing is said to be."""
+    assert (values.show_secret("sk-1"), values.show_secret(None)) == ("****", "(unset)")
 
 
 def test_conceal_hides_what_may_be_secret() -> None:
