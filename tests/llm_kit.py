@@ -32,7 +32,8 @@ class Reply:
         stall: stops for good "before" anything is sent, or after that many deltas of a stream.
         cut: closes the connection "before" anything is sent, or after that many deltas (END: after the last one).
         hold: waits for this event before anything is sent.
-        gate: waits for this event before it stalls or cuts.
+        pause: waits for the gate after that many deltas, and then goes on.
+        gate: the event that a pause, and what stalls or cuts, waits for.
         changes: replaces fields of the body, or of each chunk.
     """
 
@@ -44,6 +45,7 @@ class Reply:
     stall: str | int | None = None
     cut: str | int | None = None
     hold: asyncio.Event | None = None
+    pause: int | None = None
     gate: asyncio.Event | None = None
     finish: str | None = "stop"
     is_ended: bool = True
@@ -64,7 +66,8 @@ class Seen:
 class FakeModel:
     """The server; an async context manager. ``script`` says what each model does, any other answers well."""
 
-    def __init__(self, **script: list[Reply]) -> None:
+    def __init__(self, port: int = 0, /, **script: list[Reply]) -> None:
+        self._port = port
         self.script = {name: list(replies) for name, replies in script.items()}
         self.seen: list[Seen] = []
         self.url = ""
@@ -122,7 +125,7 @@ class FakeModel:
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
-        site = web.TCPSite(self._runner, HOST, 0)
+        site = web.TCPSite(self._runner, HOST, self._port)
         await site.start()
         self.url = f"http://{HOST}:{self._runner.addresses[0][1]}"
         return self
@@ -132,7 +135,7 @@ class FakeModel:
 
 
 async def _misbehave(request: web.Request, reply: Reply, moment: str | int, seen: Seen) -> None:
-    if reply.gate is not None and moment in (reply.stall, reply.cut):
+    if reply.gate is not None and moment in (reply.stall, reply.cut, reply.pause):
         await reply.gate.wait()
     if reply.stall == moment:
         await asyncio.Event().wait()
