@@ -45,7 +45,7 @@ class Reply:
     stall: str | int | None = None
     cut: str | int | None = None
     hold: asyncio.Event | None = None
-    pause: int | None = None
+    pause: str | int | None = None
     gate: asyncio.Event | None = None
     finish: str | None = "stop"
     is_ended: bool = True

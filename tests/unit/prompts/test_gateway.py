@@ -184,7 +184,8 @@ STREAMED_ONCE = [
 async def test_stream_that_breaks_is_not_asked_for_again(reply: Reply, reason: str) -> None:
     """After the first text, or after what can't be read, the failure stands."""
     async with between({"m": [reply]}) as (gateway, model):
-        assert (await failure(gateway, is_stream=True)).reason == reason
+        error = await failure(gateway, is_stream=True)
+        assert (error.reason, error.may_retry) == (reason, False)
     assert len(model.seen) == 1
 
 
@@ -194,6 +195,18 @@ async def test_stream_without_a_text_is_asked_for_again(body: bytes) -> None:
     async with between({"m": [Reply(body=body), Reply()]}) as (gateway, model):
         assert "".join((await listen(gateway))[0]) == TEXT
     assert len(model.seen) == 2
+
+
+async def test_stream_leaves_its_connection_to_the_next() -> None:
+    """A stream that was listened to is waited for a moment, so that the next one uses the same connection."""
+    gate = asyncio.Event()
+    async with between({"m": [Reply(pause=END, gate=gate)]}) as (gateway, model):
+        for _ in range(3):
+            gate.clear()
+            async with gateway.stream(MESSAGES, model="m", hints=HINTS, deadline_s=9) as answer:
+                assert "".join([text async for text in answer]) == TEXT
+                gate.set()
+    assert len({seen.peer for seen in model.seen}) == 1
 
 
 @pytest.mark.parametrize("reply", [Reply(is_ended=False), Reply(finish=None), Reply(stall=END), Reply(cut=END)])
@@ -236,7 +249,8 @@ STALLS = [
 async def test_gateway_ends_at_the_deadline(reply: Reply, is_stream: bool) -> None:
     """A call that is not through by then is given up: its connection is closed, and it is an estimate."""
     async with between({"m": [reply]}) as (gateway, model):
-        assert (await failure(gateway, is_stream=is_stream, deadline_s=0.2)).reason == "timeout"
+        error = await failure(gateway, is_stream=is_stream, deadline_s=0.2)
+        assert (error.reason, error.detail[:15]) == ("timeout", "no whole answer")
         await wait_until(lambda: model.endings("left"))
         assert (tokens(gateway).estimated_calls, tokens(gateway).most) == (1, MOST)
 

@@ -84,10 +84,13 @@ async def test_shared_call_is_cancelled_with_the_last_who_leaves() -> None:
     assert line.begun == 2
 
 
-async def test_shared_call_ends_at_the_latest_deadline() -> None:
+@pytest.mark.parametrize("times_s", [(10, 0.01), (0.01, 10)], ids=["patient-first", "hasty-first"])
+async def test_shared_call_ends_at_the_latest_deadline(times_s: tuple[float, float]) -> None:
     """Each waits for its own time; the call itself has that of the most patient one."""
     line = Line()
-    patient, hasty = line.join(in_s=10), line.join(in_s=0.01)
+    hasty, patient = (line.join(in_s=in_s) for in_s in times_s)
+    if times_s[0] > times_s[1]:
+        hasty, patient = patient, hasty
     with pytest.raises(TimeoutError):
         await hasty
     assert not line.deadline.has_passed(asyncio.get_running_loop().time())
@@ -101,6 +104,29 @@ async def test_shared_call_is_cancelled_at_the_last_deadline() -> None:
     with pytest.raises(TimeoutError):
         await line.join(in_s=0.01)
     assert (line.cancelled, line.deadline.has_passed(asyncio.get_running_loop().time())) == (1, True)
+
+
+async def test_shared_call_that_is_ending_is_joined_by_nobody() -> None:
+    """Who asks while a call that all have left is still ending, begins a new one."""
+    line, cancelled, ending = Line(), asyncio.Event(), asyncio.Event()
+
+    async def end_slowly(_: Deadline) -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+            await ending.wait()
+        return ""
+
+    ends_at = asyncio.get_running_loop().time() + 0.01
+    left = asyncio.create_task(line.shared.join("k", end_slowly, ends_at=ends_at))
+    await cancelled.wait()
+    next_one = line.join()
+    line.until.set()
+    assert (await next_one).value == "done"
+    ending.set()
+    with pytest.raises(TimeoutError):
+        await left
 
 
 async def test_shared_calls_end_when_closed() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import socket
 import ssl
@@ -225,6 +226,9 @@ async def test_wire_unpacks_nothing() -> None:
     async with FakeModel(m=[Reply(headers={"Content-Encoding": "gzip"}, body=b"x")]) as model:
         error = await failure(WireConfig(url=model.url), asking())
     assert (error.reason, error.detail) == ("bad_answer", "the answer is compressed, which was not asked for")
+    packed = gzip.compress(b'{"error": {"type": "word"}}')
+    async with FakeModel(m=[Reply(status=400, headers={"Content-Encoding": "gzip"}, body=packed)]) as model:
+        assert (await failure(WireConfig(url=model.url), asking())).detail == "status 400"
 
 
 async def test_wire_waits_but_a_moment_for_the_end() -> None:
