@@ -240,7 +240,9 @@ class GatewayError(AppError):
     """The LLM gateway gave no answer that can be used: another model, or the local template, answers instead.
 
     Args:
-        reason: one word that may go into an answer and a metric (``timeout``, ``rate_limited``, ``refused`` …).
+        reason: one word that may go into an answer and a metric: ``timeout``, ``connect``, ``rate_limited``,
+            ``refused`` (a status of 4xx), ``unavailable`` (one of 5xx), ``bad_answer``, ``cut`` (it ended too early),
+            ``overloaded`` (too many calls of ours), ``open`` (its last calls failed).
         detail: what happened, without any key or text of users.
         may_retry: whether the same call may go through a moment later.
         retry_after_s: seconds that the gateway asked to wait, if it did.

@@ -21,6 +21,8 @@ from models.errors import GatewayError
 from prompts.retries import error_word, refusal_of, retry_after
 
 LAST_BYTES_S = 0.05
+# Shorter than the 5 s after which LiteLLM's server closes an idle connection: none is used that is about to end.
+KEEP_S = 4.0
 
 _SECONDS = between(0.001, 3600)
 
@@ -106,7 +108,7 @@ class Wire:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             headers=self._headers(),
-            connector=aiohttp.TCPConnector(limit=0),  # prompts/slots.py bounds how many there are
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S),  # prompts/slots.py bounds how many
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
