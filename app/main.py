@@ -26,6 +26,7 @@ from app.openapi import openapi_document, operations_of
 from app.openapi_schemas import Json
 from app.plugin_checks import check_plugin
 from app.plugins import Plugin, find_plugins, load_plugin, plugin_of
+from app.prompts import running_catalog, with_prompts
 from app.rows import ROWS, RowReader
 from app.scoring import Scoring
 from app.serving import ModelServing, Starter, train_starter
@@ -36,6 +37,7 @@ from models.errors import PluginError, SettingsError, StoreUnwritable
 from models.features import FEATURES
 from models.profile_reader import ProfileReader, UnknownFeatures
 from models.scorer import Scorer
+from prompts.catalog import Catalog
 from state.schema import examine_database, has_database
 from state.store import store_path
 from streams.access import Access
@@ -88,11 +90,13 @@ class App:
         )
         self.nats_url: str | None = None
         self.ended = asyncio.Event()
+        self.catalog: Catalog | None = None
         self.decisions = DecisionLog(settings.state_dir)
         self._broker: Broker | None = None
         self._service: StreamService | None = None
         self._running: asyncio.Task[None] | None = None
-        self.http.cleanup_ctx.extend([self._provide_server, self._provide_broker, self._provide_decisions])
+        self.http.cleanup_ctx.extend([self._provide_prompts, self._provide_server])
+        self.http.cleanup_ctx.extend([self._provide_broker, self._provide_decisions])
         self.http.cleanup_ctx.extend([self._provide_models, self._provide_service])
 
     def add_plugin(self, plugin: Plugin) -> None:
@@ -163,6 +167,8 @@ class App:
         """What /health shows, as of now."""
         health = with_reasons(self._service.health(), self._refused) if self._service else self._health_without_nats()
         health = with_model(health, self.models.health())
+        if self.catalog:
+            health = with_prompts(health, self.catalog, self.settings)
         return with_decisions(health, judge_decisions(self.decisions.facts()))
 
     def _health_without_nats(self) -> Health:
@@ -179,6 +185,11 @@ class App:
         if self._service and self._running:
             self._service.stop()
             await self._running
+
+    async def _provide_prompts(self, _: web.Application) -> AsyncIterator[None]:
+        async with running_catalog(self.settings, self.prompt_folders) as catalog:
+            self.catalog = catalog
+            yield
 
     async def _provide_server(self, _: web.Application) -> AsyncIterator[None]:
         settings = self.settings

@@ -13,7 +13,7 @@ import attrs
 import msgspec
 from aiohttp import web
 
-from models.errors import RequestError, StoreError
+from models.errors import PromptUnknown, RequestError, StoreError
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -79,6 +79,8 @@ def problem_of(error: BaseException) -> Problem | None:
     """Finds the answer to an error along its class's ancestors, or None when the error is unknown."""
     if isinstance(error, RequestError):
         return Problem(status=error.status, detail=error.detail)
+    if isinstance(error, PromptUnknown):
+        return Problem(status=422, detail=f"prompt_version: expected one of {', '.join(error.known)}")
     if isinstance(error, web.HTTPException):
         return _problem_of_http(error)
     return next((PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS), None)

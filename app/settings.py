@@ -129,6 +129,14 @@ class Settings:
     plugin_errors: str = _setting(
         "stop", values.one_of("stop", "skip"), "What a plugin that can't be loaded does: stop the start, or skip it."
     )
+    default_prompt_version: tuple[str, ...] = _setting(
+        (),
+        values.prompt_versions,
+        "Prompt variant of requests that name none; several, commas between them, are dealt to users. Unset: v1.",
+    )
+    prompts_dir: Path | None = _setting(
+        None, values.existing_folder, "Folder of further prompt variants; a running worker sees new files."
+    )
     log_level: str = _setting(
         "info", values.one_of("debug", "info", "warning", "error"), "Least level that is logged: debug to error."
     )

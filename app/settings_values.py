@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from models.registry import NAME
+from prompts.registry import VERSION
 
 HIDDEN = "****"
 NO_REGISTRY = "none"
@@ -80,6 +81,14 @@ def modules(text: str) -> tuple[str, ...]:
     return names
 
 
+def prompt_versions(text: str) -> tuple[str, ...]:
+    """Parses versions of prompt variants, commas between them; whether there are such is known at the start."""
+    versions = tuple(version.strip() for version in text.split(","))
+    if not all(map(VERSION.fullmatch, versions)) or len(set(versions)) < len(versions):
+        raise ValueError("expected versions of prompt variants, commas between them, each once")
+    return versions
+
+
 def replicas(text: str) -> int:
     """Parses how many servers keep a stream: an odd number, as its leader is elected."""
     return int(one_of("1", "3", "5")(text))
@@ -118,6 +127,13 @@ def model_registry(text: str) -> str:
     if "://" in text or Path(text).is_file():
         raise ValueError("expected a folder, or none to look for no models")
     return text
+
+
+def existing_folder(text: str) -> Path:
+    """Parses the path of a folder, which must exist by now."""
+    if not Path(text).is_dir():
+        raise ValueError("expected the path of a folder that exists")
+    return Path(text)
 
 
 def host(text: str) -> str:

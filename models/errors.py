@@ -24,6 +24,7 @@ The tree, three levels deep at most::
     ├── ContractError           a file of another service's contract can't be read
     ├── TrainingError           no model can be learned from these rows
     ├── PromptError             a prompt can't be rendered with what was given
+    │   └── PromptUnknown       no variant of that version is served
     ├── GatewayError            the LLM gateway gave no answer that can be used
     ├── NetworkRefused          a handler wants to connect while it is replayed
     └── RequestError            an HTTP request can't be answered as asked
@@ -32,6 +33,7 @@ Facts are attributes; the message is made from them. Errors of libraries are tra
 with ``raise … from``.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -216,6 +218,14 @@ class PromptError(AppError):
         super().__init__(f"prompt {version}: {problem}")
         self.version = version
         self.problem = problem
+
+
+class PromptUnknown(PromptError):
+    """No variant of that version is served: ask for one of ``known``."""
+
+    def __init__(self, version: str, known: Iterable[str]) -> None:
+        self.known = tuple(known)
+        super().__init__(version, f"there is no such variant, only {', '.join(self.known) or 'none'}")
 
 
 class ModelError(AppError):

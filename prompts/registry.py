@@ -4,7 +4,8 @@ A file has three parts: YAML between two lines of ``---`` that says what the var
 a line ``--- user`` the user message. Both are Jinja2; they may use the variables that are declared, and nothing else of
 the process. What fills a variable is data: it is printed, never read as a template, so it can't leave its place.
 
-Nothing is sent anywhere from here, and no version is chosen. A new variant is a new file, which changes no caller.
+Nothing is sent anywhere from here, and no version is chosen. A new variant is a new file, which changes no caller;
+prompts/catalog.py finds it while the process runs.
 """
 
 import difflib
@@ -30,8 +31,9 @@ from models.errors import DeclarationError, PromptError
 SHIPPED = Path(__file__).parent / "templates"
 FENCE = "---"
 USER_MARK = "--- user"
+MIN_CHARS = 40
 
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _WORDS = frozenset({"and", "else", "false", "if", "in", "is", "loop", "none", "not", "or", "self", "true"})
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -48,9 +50,12 @@ class Hints:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What an answer may be: longer ones are not shown. Characters are those of Unicode; None is no limit."""
+    """What an answer may be: longer ones are not shown. Characters are those of Unicode; None is no limit.
 
-    max_chars: int = attrs.field(validator=between(1, 100_000))
+    ``max_chars`` leaves room for a tip that is made without a model (prompts/local.py).
+    """
+
+    max_chars: int = attrs.field(validator=between(MIN_CHARS, 100_000))
     max_lines: int | None = attrs.field(default=None, validator=between(1, 1000))
 
 
@@ -68,6 +73,7 @@ class Variant:
 
     Args:
         variables: what each variable means, by its name.
+        limits: what an answer to it may be; prompts/checks.py holds it to them.
         content_hash: twelve hexadecimal digits of the SHA-256 of the file.
     """
 
@@ -112,14 +118,24 @@ def load_variants(folders: Sequence[Path]) -> Mapping[str, Variant]:
     """
     found: dict[str, Variant] = {}
     for folder in folders:
-        if not folder.is_dir():
-            raise DeclarationError(f"prompts {folder}", "expected a folder with .j2 files")
-        for file in sorted(folder.glob("*.j2")):
+        for file in variant_files(folder):
             variant = load_variant(file)
             if other := found.get(variant.version):
                 _refuse(file, f"version: {variant.version!r} is that of {other.file} already")
             found[variant.version] = variant
     return found
+
+
+def variant_files(folder: Path) -> list[Path]:
+    """The files of a folder that are variants, by name; hidden ones are those of editors.
+
+    Raises:
+        DeclarationError: there is no such folder, or it can't be read.
+    """
+    try:
+        return sorted(file for file in folder.iterdir() if file.suffix == ".j2" and not file.name.startswith("."))
+    except OSError as error:
+        raise DeclarationError(f"prompts {folder}", f"expected a folder with .j2 files ({error.strerror})") from error
 
 
 def load_variant(file: Path) -> Variant:
@@ -244,8 +260,8 @@ def _unknown_keys(data: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _check_facts(file: Path, facts: _Facts) -> None:
-    if not _VERSION.fullmatch(facts.version):
-        _refuse(file, f"version: expected {_VERSION.pattern}, got {facts.version!r}")
+    if not VERSION.fullmatch(facts.version):
+        _refuse(file, f"version: expected {VERSION.pattern}, got {facts.version!r}")
     for name in facts.variables:
         if not _NAME.fullmatch(name) or name in _WORDS:
             _refuse(file, f"variables: expected {_NAME.pattern} and no word of Jinja2, got {name!r}")

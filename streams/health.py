@@ -98,6 +98,14 @@ class DecisionHealth:
 
 
 @attrs.frozen(kw_only=True)
+class PromptHealth:
+    """The prompt variants that are served, and which of them answer a request that names none."""
+
+    versions: list[str]
+    default: list[str]
+
+
+@attrs.frozen(kw_only=True)
 class Health:
     """The whole answer of ``/health``; ``reasons`` has one sentence for each thing that is not ok."""
 
@@ -107,6 +115,7 @@ class Health:
     state: StateHealth
     model: ModelHealth | None = None
     decisions: DecisionHealth = DecisionHealth()
+    prompts: PromptHealth | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -1,8 +1,12 @@
-"""``prompts``: which variants there are, what one of them says, and what it makes of a context."""
+"""``prompts``: which variants there are, what one of them says, how two differ, and what one makes of a context.
 
+These commands only look: they release nothing. What a worker would not serve is a warning on stderr.
+"""
+
+import difflib
 import json
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import BinaryIO
 
 import attrs
@@ -10,8 +14,10 @@ import click
 
 from app.cli.session import HasEnvironment, build_app, print_json, print_table
 from app.logs import one_line
-from app.settings import Settings, load_settings
-from prompts.registry import SHIPPED, Variant, load_variants
+from app.prompts import open_catalog
+from app.settings import load_settings
+from prompts.catalog import Catalog, Listed
+from prompts.registry import Variant
 
 
 @click.group("prompts")
@@ -23,13 +29,16 @@ def prompts() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
 @click.pass_obj
 def list_(obj: HasEnvironment, *, as_json: bool) -> None:
-    """List the variants with their variables and purposes."""
-    variants = _variants(load_settings(obj.env))
+    """List the variants with their variables and purposes.
+
+    A released one has answered a request and is what it was then; a modified one has changed since and is not served;
+    a new one may still change.
+    """
+    found = _catalog(obj).list_all()
     if as_json:
-        print_json([_facts(variant) for variant in variants.values()])
+        print_json([_facts(one.variant) | {"state": one.state} for one in found])
         return
-    rows = ((v.version, v.content_hash, ", ".join(v.variables), v.purpose) for v in variants.values())
-    print_table(("version", "hash", "variables", "purpose"), rows)
+    print_table(("version", "hash", "state", "variables", "purpose"), map(_row, found))
 
 
 @prompts.command("show")
@@ -38,11 +47,26 @@ def list_(obj: HasEnvironment, *, as_json: bool) -> None:
 @click.pass_obj
 def show(obj: HasEnvironment, version: str, *, as_json: bool) -> None:
     """Print a variant's file as it is."""
-    variant = _find(load_settings(obj.env), version)
+    variant = _find(_catalog(obj), version)
     if as_json:
         print_json(_facts(variant))
     else:
-        click.echo(variant.file.read_text(encoding="utf-8-sig"), nl=False)
+        click.echo(_text(variant), nl=False)
+
+
+@prompts.command("diff")
+@click.argument("a")
+@click.argument("b")
+@click.pass_obj
+def diff(obj: HasEnvironment, a: str, b: str) -> None:
+    """Print what changes from variant A to variant B; exit code 3 when anything does."""
+    catalog = _catalog(obj)
+    old, new = _find(catalog, a, "A"), _find(catalog, b, "B")
+    lines = list(difflib.unified_diff(_text(old).splitlines(), _text(new).splitlines(), a, b, lineterm=""))
+    for line in lines:
+        click.echo(one_line(line))
+    if lines:
+        sys.exit(3)
 
 
 @prompts.command("render")
@@ -54,7 +78,7 @@ def show(obj: HasEnvironment, version: str, *, as_json: bool) -> None:
 @click.pass_obj
 def render(obj: HasEnvironment, version: str, *, context: BinaryIO, as_json: bool) -> None:
     """Print the messages that a variant makes of a context."""
-    messages = _find(load_settings(obj.env), version).render(_read(context))
+    messages = _find(_catalog(obj), version).render(_read(context))
     if as_json:
         print_json(attrs.asdict(messages))
         return
@@ -64,20 +88,28 @@ def render(obj: HasEnvironment, version: str, *, context: BinaryIO, as_json: boo
             click.echo(one_line(line))
 
 
-def _folders(settings: Settings) -> list[Path]:
-    """Where variants are."""
-    return [SHIPPED, *build_app(settings).prompt_folders]
+def _catalog(obj: HasEnvironment) -> Catalog:
+    settings = load_settings(obj.env)
+    catalog = open_catalog(settings, build_app(settings).prompt_folders)
+    for problem in catalog.problems:
+        click.echo(f"warning: {one_line(problem)}", err=True)
+    return catalog
 
 
-def _variants(settings: Settings) -> Mapping[str, Variant]:
-    return load_variants(_folders(settings))
+def _find(catalog: Catalog, version: str, argument: str = "VERSION") -> Variant:
+    if version not in catalog.variants:
+        known = ", ".join(catalog.variants)
+        raise click.BadParameter(f"no variant {version!r}; there is {known}", param_hint=argument)
+    return catalog.variants[version]
 
 
-def _find(settings: Settings, version: str) -> Variant:
-    variants = _variants(settings)
-    if version not in variants:
-        raise click.BadParameter(f"no variant {version!r}; there is {', '.join(variants)}", param_hint="VERSION")
-    return variants[version]
+def _text(variant: Variant) -> str:
+    return variant.file.read_text(encoding="utf-8-sig")
+
+
+def _row(listed: Listed) -> tuple[str, ...]:
+    variant = listed.variant
+    return variant.version, variant.content_hash, listed.state, ", ".join(variant.variables), variant.purpose
 
 
 def _read(context: BinaryIO) -> Mapping[str, object]:

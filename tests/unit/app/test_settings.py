@@ -38,6 +38,8 @@ DEFAULTS = {
     "shutdown_s": 20.0,
     "plugins": (),
     "plugin_errors": "stop",
+    "default_prompt_version": (),
+    "prompts_dir": None,
     "log_level": "info",
     "log_format": None,
 }
@@ -81,11 +83,13 @@ def test_settings_read_every_value(tmp_path: Path) -> None:
         "shutdown_s": 2.5,
         "plugins": ("a.b", "c"),
         "plugin_errors": "skip",
+        "default_prompt_version": ("v2", "v1"),
+        "prompts_dir": tmp_path,
         "log_level": "debug",
         "log_format": "json",
     }
     env = {name.upper(): str(int(value) if isinstance(value, bool) else value) for name, value in expected.items()}
-    env["PLUGINS"] = "a.b, c"
+    env |= {"PLUGINS": "a.b, c", "DEFAULT_PROMPT_VERSION": "v2, v1"}
     assert attrs.asdict(load_settings(env)) == expected | {"api_tokens": ()}
 
 
@@ -145,6 +149,8 @@ def test_settings_name_the_key_the_value_and_what_is_accepted() -> None:
         pytest.param("LLM_FALLBACK_MODEL", "x" * 129, id="llm-fallback"),
         pytest.param("LLM_CACHE_S", "-1", id="llm-cache"),
         pytest.param("SHUTDOWN_S", "3601", id="shutdown"),
+        pytest.param("DEFAULT_PROMPT_VERSION", "v1,v1", id="prompt-twice"),
+        pytest.param("PROMPTS_DIR", "/no/such/folder", id="prompts"),
         pytest.param("LOG_LEVEL", "loud", id="level"),
         pytest.param("LOG_FORMAT", "xml", id="format"),
     ],

@@ -13,10 +13,11 @@ CONTEXT = b'{"tip_kind": "focus\\u0007", "signals": [], "profile": {}}'
 
 
 def test_prompts_list_is_a_line_each() -> None:
-    """Version, hash, variables and purpose."""
+    """Version, hash, state, variables and purpose."""
     lines = [line.split("\t") for line in invoke("prompts", "list").stdout.splitlines()]
     assert [line[0] for line in lines] == ["v1", "v2", "v3"]
     assert lines[2][2:] == [
+        "released",
         "tip_kind, signals, profile",
         "Advice from the user's own numbers, for users with a profile.",
     ]
