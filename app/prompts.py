@@ -36,8 +36,13 @@ def open_catalog(settings: Settings, plugin_folders: Sequence[Path]) -> Catalog:
 
 
 @contextlib.asynccontextmanager
-async def running_catalog(settings: Settings, plugin_folders: Sequence[Path]) -> AsyncIterator[Catalog]:
+async def running_catalog(
+    settings: Settings, plugin_folders: Sequence[Path], *, every_s: float = POLL_S
+) -> AsyncIterator[Catalog]:
     """A catalog that follows its files until the end of the block, and then records what was released last.
+
+    Args:
+        every_s: seconds between two looks at the files.
 
     Raises:
         SettingsError: DEFAULT_PROMPT_VERSION names a version that there is not.
@@ -47,7 +52,7 @@ async def running_catalog(settings: Settings, plugin_folders: Sequence[Path]) ->
     check_defaults(settings.default_prompt_version, catalog.variants, catalog.problems)
     for problem in catalog.problems:
         log.error("prompt variant not served", extra={"fields": {"error": problem}})
-    following = asyncio.create_task(_follow(catalog), name="prompts")
+    following = asyncio.create_task(_follow(catalog, every_s), name="prompts")
     try:
         yield catalog
     finally:
@@ -64,9 +69,9 @@ def with_prompts(health: Health, catalog: Catalog, settings: Settings) -> Health
     return with_reasons(attrs.evolve(health, prompts=shown), reasons)
 
 
-async def _follow(catalog: Catalog) -> None:
+async def _follow(catalog: Catalog, every_s: float) -> None:
     while True:
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(every_s)
         before = catalog.problems
         if not await asyncio.to_thread(catalog.refresh):
             continue

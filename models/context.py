@@ -76,7 +76,8 @@ class Fact:
         """The value as a person writes it: whole numbers without decimals, a flag as true or false."""
         if self.unit == FLAG:
             return bool(self.value)
-        return int(self.value) if self.value.is_integer() and abs(self.value) < 2**53 else self.value
+        is_whole = float(self.value).is_integer() and abs(self.value) < 2**53
+        return int(self.value) if is_whole else self.value
 
 
 @attrs.frozen(kw_only=True)

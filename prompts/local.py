@@ -10,7 +10,7 @@ import json
 
 import attrs
 
-from models.context import PromptContext
+from models.context import FLAG, Fact, PromptContext
 from prompts.registry import Limits
 
 MODEL = "local"
@@ -70,7 +70,7 @@ TOPICS = {
 def local_tip(context: PromptContext, *, limits: Limits) -> str:
     """Makes a tip that the checks pass; texts of the topic that was asked for, and with a known number, come first."""
     wanted = _topics(context.tip_kind)
-    numbers = {fact.name: int(fact.value) for fact in context.profile if fact.value in NUMBERS}
+    numbers = {fact.name: int(fact.value) for fact in context.profile if _is_told(fact)}
     fitting = [
         (text, filled)
         for text in TEXTS
@@ -80,6 +80,10 @@ def local_tip(context: PromptContext, *, limits: Limits) -> str:
     pool = [pair for pair in fitting if pair[0].topic in wanted] or fitting
     pool = [pair for pair in pool if pair[0].number] or pool
     return pool[_pick(context) % len(pool)][1] if pool else SHORTEST
+
+
+def _is_told(fact: Fact) -> bool:
+    return fact.unit != FLAG and fact.value in NUMBERS
 
 
 def _topics(tip_kind: str | None) -> set[str]:

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 
 from app.problems import Problem, problem_of, problem_response, unknown_problem
-from models.errors import RequestError, Retry, StoreCorrupt, StoreError, StoreUnwritable
+from models.errors import PromptUnknown, RequestError, Retry, StoreCorrupt, StoreError, StoreUnwritable
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,9 @@ def test_problem_response_encodes_a_lone_surrogate() -> None:
 def test_problem_title_of_a_status_without_a_name_is_general() -> None:
     """A status that no RFC names gets a title all the same."""
     assert Problem(status=499, detail="").title == "Error"
+
+
+def test_problem_of_an_unknown_prompt_names_the_known_ones() -> None:
+    """The caller learns what it may ask for, and what it asked for is not repeated."""
+    problem = problem_of(PromptUnknown("v9", ["v1", "v2"]))
+    assert problem == Problem(status=422, detail="prompt_version: expected one of v1, v2")

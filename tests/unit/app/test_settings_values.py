@@ -310,3 +310,25 @@ def test_conceal_hides_what_may_be_secret() -> None:
     assert values.conceal_credentials("http://a") == "http://a"
     assert values.conceal_credentials("u:p@a") == "****"
     assert values.conceal_all(TOKEN) == "****"
+
+
+@pytest.mark.parametrize(("text", "versions"), [("v1", ("v1",)), ("v2 , v1", ("v2", "v1"))], ids=["one", "list"])
+def test_prompt_versions_takes_versions(text: str, versions: tuple[str, ...]) -> None:
+    """One, or several between commas, in their order."""
+    assert values.prompt_versions(text) == versions
+
+
+@pytest.mark.parametrize("text", ["", "v1,", "v1,v1", "v 1", "-v1"])
+def test_prompt_versions_refuses_the_rest(text: str) -> None:
+    """Nothing, a version twice, and what no variant can be called."""
+    with pytest.raises(ValueError, match="expected versions of prompt variants, commas between them, each once"):
+        values.prompt_versions(text)
+
+
+def test_existing_folder_takes_folders_alone(tmp_path: Path) -> None:
+    """A file, and what is not there, are refused."""
+    (tmp_path / "file").touch()
+    assert values.existing_folder(str(tmp_path)) == tmp_path
+    for path in (tmp_path / "file", tmp_path / "none"):
+        with pytest.raises(ValueError, match="expected the path of a folder that exists"):
+            values.existing_folder(str(path))

@@ -13,6 +13,7 @@ from models.errors import (
     DeclarationError,
     PayloadError,
     PluginError,
+    PromptUnknown,
     Reject,
     RequestError,
     Retry,
@@ -111,3 +112,14 @@ def test_request_error_carries_its_status() -> None:
     """The status and the detail are attributes, the detail is the message."""
     error = RequestError(422, "user_id: missing")
     assert (str(error), error.status, error.detail) == ("user_id: missing", 422, "user_id: missing")
+
+
+def test_prompt_unknown_names_what_is_known() -> None:
+    """The version that was asked for and those that there are, are attributes and message."""
+    error = PromptUnknown("v9", ["v1", "v2"])
+    assert (str(error), error.version, error.known) == (
+        "prompt v9: there is no such variant, only v1, v2",
+        "v9",
+        ("v1", "v2"),
+    )
+    assert str(PromptUnknown("v9", [])) == "prompt v9: there is no such variant, only none"

@@ -28,6 +28,7 @@ def test_prompts_list_in_json_has_all_that_is_declared() -> None:
     first = json.loads(invoke("prompts", "list", "--json").stdout)[0]
     assert first["version"] == "v1" and set(first["variables"]) == {"tip_kind", "signals"}
     assert first["hints"] == {"temperature": 0.4, "max_tokens": 120}
+    assert first["state"] == "released"
     assert first["limits"] == {"max_chars": 240, "max_lines": 2}
 
 
@@ -54,6 +55,7 @@ def test_prompts_render_prints_json() -> None:
 @pytest.mark.parametrize(
     ("arguments", "stdin", "problem"),
     [
+        (("diff", "v1", "v9"), b"", "B: no variant 'v9'; there is v1, v2, v3"),
         (("show", "v9"), b"", "VERSION: no variant 'v9'; there is v1, v2, v3"),
         (("render", "v9", "--context", "-"), CONTEXT, "VERSION: no variant 'v9'"),
         (("render", "v1", "--context", "-"), b"{", "--context: not valid JSON"),
@@ -62,7 +64,7 @@ def test_prompts_render_prints_json() -> None:
         (("render", "v1", "--context", "/nowhere"), b"", "No such file"),
         (("render", "v1"), b"", "Missing option '--context'"),
     ],
-    ids=["show", "render", "json", "bytes", "list", "file", "none"],
+    ids=["diff", "show", "render", "json", "bytes", "list", "file", "none"],
 )
 def test_prompts_refuse_bad_usage(arguments: tuple[str, ...], stdin: bytes, problem: str) -> None:
     """What can't be meant is exit code 2 and names the argument."""
@@ -74,3 +76,41 @@ def test_prompts_render_names_a_missing_variable() -> None:
     """An incomplete context is one error."""
     error = invoke("prompts", "render", "v1", "--context", "-", stdin=b'{"signals": []}').exception
     assert isinstance(error, PromptError) and str(error) == "prompt v1: variable 'tip_kind': missing"
+
+
+def variant(folder: Path, version: str, text: str = "Hello.") -> None:
+    """Writes a variant of nothing but a text."""
+    front = f"---\nversion: {version}\npurpose: A test.\nvariables: {{}}\nlimits:\n  max_chars: 100\n---\n"
+    (folder / f"{version}.j2").write_text(f"{front}Greet.\n--- user\n{text}\n")
+
+
+def test_prompts_diff_shows_what_changes(tmp_path: Path) -> None:
+    """Lines that go and come; 3 for a difference, 0 for a variant and itself."""
+    variant(tmp_path, "v4")
+    variant(tmp_path, "v5", "Good\tbye.")
+    result = invoke("prompts", "diff", "v4", "v5", PROMPTS_DIR=str(tmp_path))
+    lines = result.stdout.splitlines()
+    assert (result.exit_code, lines[:2]) == (3, ["--- v4", "+++ v5"])
+    changed = [line for line in lines[2:] if line[0] in "+-"]
+    assert changed == ["-version: v4", "+version: v5", "-Hello.", "+Good\\tbye."]
+    same = invoke("prompts", "diff", "v4", "v4", PROMPTS_DIR=str(tmp_path))
+    assert (same.exit_code, same.stdout) == (0, "")
+
+
+def in_folder(folder: Path) -> dict[str, str]:
+    """The settings with which variants, and the record of their releases, lie there."""
+    return {"PROMPTS_DIR": str(folder), "STATE_DIR": str(folder)}
+
+
+def test_prompts_list_says_what_is_not_served(tmp_path: Path) -> None:
+    """A changed release and a bad file are told on stderr; the list has every variant, and nothing is released."""
+    variant(tmp_path, "v4")
+    variant(tmp_path, "v5")
+    (tmp_path / "bad.j2").write_text("no variant")
+    (tmp_path / "prompts.json").write_text('{"v4": "0123456789ab"}')
+    result = invoke("prompts", "list", **in_folder(tmp_path))
+    states = [tuple(line.split("\t")[::2][:2]) for line in result.stdout.splitlines()]
+    assert states[3:] == [("v4", "modified"), ("v5", "new")]
+    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["warning", "warning"]
+    assert "was released with the content 0123456789ab" in result.stderr and "bad.j2:1: expected" in result.stderr
+    assert "no variant 'v4'" in invoke("prompts", "show", "v4", **in_folder(tmp_path)).stderr

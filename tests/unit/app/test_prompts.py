@@ -1,0 +1,92 @@
+"""The prompts of a worker: opened at the start, followed while it runs, recorded at its end."""
+
+import json
+from pathlib import Path
+
+import attrs
+import pytest
+from harness import wait_until
+
+from app.prompts import open_catalog, prompt_health, running_catalog
+from app.settings import Settings
+from models.errors import SettingsError
+from streams.health import PromptHealth
+
+FILE = (
+    "---\nversion: {0}\npurpose: A test.\nvariables: {{}}\nlimits:\n  max_chars: 100\n---\nGreet.\n--- user\nHello.\n"
+)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings with a folder of further variants."""
+    (tmp_path / "variants").mkdir()
+    return Settings(nats_url="", state_dir=tmp_path, prompts_dir=tmp_path / "variants")
+
+
+def write(folder: Path | None, version: str) -> Path:
+    """Writes a variant."""
+    assert folder is not None
+    file = folder / f"{version}.j2"
+    file.write_text(FILE.format(version))
+    return file
+
+
+def test_catalog_has_folders_of_plugins_and_of_the_operator(settings: Settings, tmp_path: Path) -> None:
+    """After what ships, in this order; without PROMPTS_DIR there is no third one."""
+    (tmp_path / "plugin").mkdir()
+    write(tmp_path / "plugin", "terse")
+    write(settings.prompts_dir, "mine")
+    assert list(open_catalog(settings, [tmp_path / "plugin"]).variants) == ["v1", "v2", "v3", "terse", "mine"]
+    assert list(open_catalog(attrs.evolve(settings, prompts_dir=None), []).variants) == ["v1", "v2", "v3"]
+
+
+async def test_running_catalog_sees_a_new_file(settings: Settings) -> None:
+    """A variant that is written while the process runs is served, without anybody asking; one that goes is not."""
+    async with running_catalog(settings, [], every_s=0.02) as catalog:
+        file = write(settings.prompts_dir, "v4")
+        await wait_until(lambda: "v4" in catalog.variants)
+        file.unlink()
+        await wait_until(lambda: "v4" not in catalog.variants)
+
+
+async def test_running_catalog_logs_what_is_wrong(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """At the start and later, once each, with the reason."""
+    write(settings.prompts_dir, "v1")
+    async with running_catalog(settings, [], every_s=0.02) as catalog:
+        assert settings.prompts_dir
+        (settings.prompts_dir / "bad.j2").write_text("no variant")
+        await wait_until(lambda: len(catalog.problems) == 2)
+    said = [str(record.__dict__["fields"]["error"]) for record in caplog.records if record.levelname == "ERROR"]
+    assert ["was released" in said[0], "bad.j2:1" in said[1]] == [True, True] and len(said) == 2
+
+
+async def test_running_catalog_records_the_last_release(settings: Settings) -> None:
+    """What answered just before the end is on the disk at the end."""
+    write(settings.prompts_dir, "v4")
+    async with running_catalog(settings, []) as catalog:
+        variant = catalog.serve("v4")
+    assert json.loads((settings.state_dir / "prompts.json").read_text()) == {"v4": variant.content_hash}
+
+
+async def test_running_catalog_wants_its_defaults(settings: Settings) -> None:
+    """A default that there is not stops the start."""
+    chosen = attrs.evolve(settings, default_prompt_version=("v1", "v9"))
+    with pytest.raises(SettingsError, match="^DEFAULT_PROMPT_VERSION: there is no prompt variant 'v9', only v1"):
+        async with running_catalog(chosen, []):
+            pass
+
+
+def test_prompt_health_has_versions_and_reasons(settings: Settings) -> None:
+    """What is served and the default; a bad file, and a default that has vanished, are reasons."""
+    file = write(settings.prompts_dir, "v4")
+    chosen = attrs.evolve(settings, default_prompt_version=("v4",))
+    catalog = open_catalog(chosen, [])
+    assert prompt_health(catalog, chosen) == (PromptHealth(versions=["v1", "v2", "v3", "v4"], default=["v4"]), [])
+    assert prompt_health(catalog, settings)[0].default == ["v1"]
+    file.rename(file.with_name("v1.j2")).write_text(FILE.format("v1"))
+    catalog.refresh()
+    catalog.refresh()
+    shown, reasons = prompt_health(catalog, chosen)
+    assert (shown.versions, len(reasons)) == (["v1", "v2", "v3"], 2)
+    assert reasons[1].startswith("DEFAULT_PROMPT_VERSION: there is no variant 'v4' any more")
