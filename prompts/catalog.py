@@ -134,7 +134,7 @@ class Catalog:
                 stamp = _stamp(file)
                 known = self._loaded.get(file)
                 if stamp and (known is None or known.stamp != stamp) and (is_start or self._seen.get(file) == stamp):
-                    known = _load(file, stamp, known)
+                    known = load_file(file, stamp, known)
                 if stamp:
                     seen[file] = stamp
                 elif known is None:
@@ -161,6 +161,15 @@ class Catalog:
                 self._recorded |= read_releases(self._record)
         except AppError as error:
             yield str(error)
+
+
+def load_file(file: Path, stamp: Stamp, known: Loaded | None) -> Loaded | None:
+    """Reads a file; one that is not as it was at its ``stamp`` any more is left for the next look."""
+    try:
+        loaded = Loaded(file=file, stamp=stamp, variant=load_variant(file))
+    except DeclarationError as error:
+        loaded = Loaded(file=file, stamp=stamp, variant=known.variant if known else None, problem=str(error))
+    return loaded if _stamp(file) == stamp else known
 
 
 def choose(
@@ -219,12 +228,3 @@ def _stamp(file: Path) -> Stamp | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _load(file: Path, stamp: Stamp, known: Loaded | None) -> Loaded | None:
-    """Reads a file; one that changed meanwhile is left for the next look."""
-    try:
-        loaded = Loaded(file=file, stamp=stamp, variant=load_variant(file))
-    except DeclarationError as error:
-        loaded = Loaded(file=file, stamp=stamp, variant=known.variant if known else None, problem=str(error))
-    return loaded if _stamp(file) == stamp else known

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import PromptUnknown, StoreError
-from prompts.catalog import Catalog, Listed
+from prompts.catalog import Catalog, Listed, load_file
 from prompts.registry import SHIPPED
 from prompts.releases import read_releases
 
@@ -75,6 +75,17 @@ def test_catalog_sees_a_new_file_once_it_is_still(folder: Folder) -> None:
     assert (catalog.refresh(), "v4" in catalog.variants) == (False, False)
     assert (catalog.refresh(), text_of(catalog, "v4")) == (True, "Longer by now.")
     assert catalog.refresh() is False
+
+
+def test_file_that_changes_while_it_is_read_is_left(folder: Folder) -> None:
+    """What was read may be a half of each, so what is known of it stays."""
+    file = folder.write("v4")
+    found = file.stat()
+    stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+    known = load_file(file, stamp, None)
+    assert known and known.variant and known.variant.version == "v4"
+    folder.write("v4", "Changed.")
+    assert load_file(file, stamp, None) is None and load_file(file, stamp, known) is known
 
 
 def test_catalog_replaces_its_snapshot_whole(folder: Folder) -> None:

@@ -68,6 +68,7 @@ def test_tip_is_repaired_in_several_ways() -> None:
         "Do it.",
         "Say 'no' to one task, then don't look back.",
         "'A' and 'B' wait: pick one.",
+        '"Now" beats "later"',
         "Keep snake_case, 2 * 3 and 3 < 5 as they are.",
         "You did 42 % of 5 tips by 9:00.",
         "Down 7.5, and 8 if you round, in thirty days.",

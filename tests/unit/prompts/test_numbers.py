@@ -53,6 +53,7 @@ def test_times_of_day_are_minutes(text: str, minutes: int) -> None:
         ("3", Number(value=3.4271), True),
         ("3.5", Number(value=3.4271), False),
         ("13", Number(value=12.5), True),
+        ("1.2", Number(value=1.15), True),
         ("1", Number(value=0.6), False),
         ("0", Number(value=0.4), False),
         ("0", Number(value=0), True),

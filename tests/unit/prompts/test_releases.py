@@ -1,6 +1,7 @@
 """The records of released versions: read, written whole, and never changed."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def test_record_keeps_the_first_content(tmp_path: Path) -> None:
     assert record_releases(record, {"v4": B, "v5": B}) == {"v4": A, "v5": B} == read_releases(record)
     assert json.loads(record.read_text()) == {"v4": A, "v5": B}
     assert {file.name for file in tmp_path.iterdir()} == {"prompts.json", "prompts.lock"}
+
+
+def test_record_loses_nothing_among_writers(tmp_path: Path) -> None:
+    """Many that record at once wait for each other."""
+    record = tmp_path / "prompts.json"
+    served = [{f"v{n}": A} for n in range(4, 44)]
+    with ThreadPoolExecutor(8) as writers:
+        answers = list(writers.map(lambda one: record_releases(record, one), served))
+    assert read_releases(record) == {f"v{n}": A for n in range(4, 44)}
+    assert all(one.items() <= answer.items() for one, answer in zip(served, answers, strict=True))
 
 
 def test_record_that_changes_nothing_is_not_written(tmp_path: Path) -> None:
