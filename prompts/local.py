@@ -16,7 +16,7 @@ from prompts.registry import Limits
 MODEL = "local"
 """What an answer says of the model when the tip was made here."""
 
-SHORTEST = "Pick one task and do its first step."
+SHORTEST = "Do one small task."
 NUMBERS = range(2, 10_000)
 """What is told as a number: more than one, for the plural, and no more than a person would say."""
 

@@ -31,7 +31,7 @@ from models.errors import DeclarationError, PromptError
 SHIPPED = Path(__file__).parent / "templates"
 FENCE = "---"
 USER_MARK = "--- user"
-MIN_CHARS = 40
+MIN_CHARS = 20
 
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")

@@ -7,14 +7,17 @@ import attrs
 import pytest
 from harness import wait_until
 
-from app.prompts import open_catalog, prompt_health, running_catalog
+from app.prompts import open_catalog, running_catalog, with_prompts
 from app.settings import Settings
 from models.errors import SettingsError
-from streams.health import PromptHealth
+from streams.health import Health, NatsHealth, PromptHealth, StateHealth
 
 FILE = (
     "---\nversion: {0}\npurpose: A test.\nvariables: {{}}\nlimits:\n  max_chars: 100\n---\nGreet.\n--- user\nHello.\n"
 )
+
+NATS = NatsHealth(enabled=False, mode="disabled", connected=False)
+HEALTH = Health(status="ok", reasons=[], nats=NATS, state=StateHealth())
 
 
 @pytest.fixture
@@ -77,16 +80,18 @@ async def test_running_catalog_wants_its_defaults(settings: Settings) -> None:
             pass
 
 
-def test_prompt_health_has_versions_and_reasons(settings: Settings) -> None:
+def test_health_has_versions_and_reasons(settings: Settings) -> None:
     """What is served and the default; a bad file, and a default that has vanished, are reasons."""
     file = write(settings.prompts_dir, "v4")
     chosen = attrs.evolve(settings, default_prompt_version=("v4",))
     catalog = open_catalog(chosen, [])
-    assert prompt_health(catalog, chosen) == (PromptHealth(versions=["v1", "v2", "v3", "v4"], default=["v4"]), [])
-    assert prompt_health(catalog, settings)[0].default == ["v1"]
+    good = with_prompts(HEALTH, catalog, chosen)
+    assert (good.status, good.prompts) == ("ok", PromptHealth(versions=["v1", "v2", "v3", "v4"], default=["v4"]))
+    unset = with_prompts(HEALTH, catalog, settings).prompts
+    assert unset and unset.default == ["v1"]
     file.rename(file.with_name("v1.j2")).write_text(FILE.format("v1"))
     catalog.refresh()
     catalog.refresh()
-    shown, reasons = prompt_health(catalog, chosen)
-    assert (shown.versions, len(reasons)) == (["v1", "v2", "v3"], 2)
-    assert reasons[1].startswith("DEFAULT_PROMPT_VERSION: there is no variant 'v4' any more")
+    bad = with_prompts(HEALTH, catalog, chosen)
+    assert (bad.status, len(bad.reasons), "was released" in bad.reasons[0]) == ("degraded", 2, True)
+    assert bad.reasons[1].startswith("DEFAULT_PROMPT_VERSION: there is no variant 'v4' any more")

@@ -11,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.context import (
+    FLAG,
+    HOUR,
+    RATIO,
     SIGNAL_CHARS,
     SIGNALS_MAX,
     TIP_KIND_CHARS,
@@ -19,6 +22,7 @@ from models.context import (
     assemble_context,
     clean_text,
 )
+from models.profile_schema import PROFILE
 from models.rows import ProviderSync, UserSync
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -145,3 +149,12 @@ def test_clean_text_is_one_line_within_its_limit(text: str, limit: int) -> None:
     assert len(cleaned) <= limit and len(cleaned.splitlines()) <= 1
     assert all(c in "\u200c\u200d" or unicodedata.category(c)[0] != "C" for c in cleaned)
     assert clean_text(cleaned, limit) == cleaned
+
+
+def test_profile_of_the_recommender_is_told_in_words() -> None:
+    """Every declared feature gets a label of one line, and the units that are told in their own way are in use."""
+    given = {feature.name: 1.0 for feature in PROFILE}
+    facts = assemble(profile_features=given, declared=PROFILE).profile
+    assert [fact.name for fact in facts] == list(given)
+    assert all("null" not in fact.label and clean_text(fact.label, 200) == fact.label for fact in facts)
+    assert {RATIO, HOUR, FLAG} <= {fact.unit for fact in facts}

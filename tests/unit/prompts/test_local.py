@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.context import Fact, PromptContext
+from models.profile_schema import PROFILE
 from prompts.checks import Checked, check_tip
 from prompts.local import NUMBERS, SHORTEST, TEXTS, TOPICS, local_tip
 from prompts.registry import MIN_CHARS, SHIPPED, Limits, load_variants
@@ -79,3 +80,8 @@ def test_local_tips_differ() -> None:
 def test_local_tip_has_a_shortest() -> None:
     """Where no other text fits, one still does."""
     assert local_tip(PromptContext(), limits=Limits(max_chars=MIN_CHARS)) == SHORTEST
+
+
+def test_local_tips_read_declared_features() -> None:
+    """A number that a text wants is one that the recommender sends."""
+    assert set(NAMES) <= {feature.name for feature in PROFILE}

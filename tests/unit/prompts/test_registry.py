@@ -161,7 +161,7 @@ REFUSED = {
     "twice-inside": (changed("  name:", "  name: x\n  name:"), ":6: variables.name: the key comes twice"),
     "number": (changed("version: t1", "version: 1"), ":2: version: expected str, got int"),
     "range": (changed("0.5", "3"), ":7: hints.temperature: expected a number from 0 to 2, got 3.0"),
-    "too-short": (changed("100", "39"), ":9: limits.max_chars: expected a number from 40 to 100000, got 39"),
+    "too-short": (changed("100", "19"), ":9: limits.max_chars: expected a number from 20 to 100000, got 19"),
     "no-purpose": (changed("A test.", '""'), ":3: purpose: expected at least one character"),
     "version": (changed("t1", "a b"), ": version: expected [A-Za-z0-9]"),
     "variable": (changed("  name:", "  Name-1:"), ": variables: expected [a-z][a-z0-9_]"),
