@@ -133,7 +133,7 @@ class Gateway:
             async with _within(deadline):
                 await stack.enter_async_context(self._slots.take())
                 answer = await self._retried(call, deadline, lambda: self._streamed(call, deadline, began))
-            stack.push_async_callback(answer.leave)
+                stack.push_async_callback(answer.leave)
             yield answer
 
     async def _completed(self, call: Call, deadline: Deadline) -> Completion | GatewayError:

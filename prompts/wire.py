@@ -20,7 +20,7 @@ from models.codec import between
 from models.errors import GatewayError
 from prompts.retries import error_word, refusal_of, retry_after
 
-LAST_BYTES_S = 0.05
+LAST_BYTES_S = 0.25
 # Shorter than the 5 s after which LiteLLM's server closes an idle connection: none is used that is about to end.
 KEEP_S = 4.0
 
