@@ -7,7 +7,7 @@ decision holds: whoever answers encodes it, with the rate that ``admit`` returne
 Order is that of writing. A decision is stored once, but for two cases, each of at most one batch (500): the connection
 is lost before the answer to a batch and stays away for longer than the stream's dedupe window (10 minutes), or this
 process is killed then and started again after that time. A killed process loses what is in its memory: usually what
-it wrote in the last 20 ms, and two seconds of it while an answer of NATS is awaited that does not come.
+it wrote in the last 20 ms, and up to five seconds of it while an answer of NATS is awaited that does not come.
 """
 
 import asyncio
@@ -240,9 +240,7 @@ class DecisionLog:
         return self._is_over() or not self._is_flowing() or not (self._buffer or self._spools.count)
 
     def _may_wait(self, waited_s: float) -> bool:
-        limit_s = PRESSED_S if self._is_pressed() else ANSWER_S
-        is_silent = self._broker is None or not self._broker.is_connected
-        return waited_s < limit_s and not is_silent and not self._is_over()
+        return waited_s < (PRESSED_S if self._is_pressed() else ANSWER_S) and not self._is_over()
 
     def _first(self, max_count: int, max_bytes: int) -> list[Record]:
         """The oldest decisions in memory; at least one."""

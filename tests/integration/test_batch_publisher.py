@@ -1,9 +1,10 @@
 """Batches on a real server: whole where it takes them, one by one where it does not, and what is refused."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from decisions_kit import SUBJECT, make_streams, stored
+from decisions_kit import SUBJECT, is_stored, make_streams, stored
 from harness import NatsServer, TcpProxy
 from service_kit import api, client
 
@@ -66,13 +67,12 @@ async def test_batch_that_overlaps_an_earlier_one_adds_what_is_new(broker: Broke
 
 
 async def test_stream_without_batches_gets_single_messages(broker: Broker, nats_server: NatsServer) -> None:
-    """A stream that somebody has set otherwise is served all the same, in order."""
-    await change_stream(nats_server.url, allow_atomic=False)
+    """A stream that somebody has set otherwise is served all the same, in order; it is not asked again soon."""
     publisher = BatchPublisher(broker)
-    for first in (1, 101):
-        assert await publisher.publish(batch(first, first + 99), may_wait=for_ever) == Published(
-            stored=ids(first, first + 99)
-        )
+    for first, allow_atomic in ((1, False), (101, True)):
+        await change_stream(nats_server.url, allow_atomic=allow_atomic)
+        found = await publisher.publish(batch(first, first + 99), may_wait=for_ever)
+        assert found == Published(stored=ids(first, first + 99))
     assert await stored(nats_server.url) == list(range(1, 201))
     message = await broker.message_at("DECISIONS", 200)
     assert message is not None and "Nats-Batch-Id" not in message.headers
@@ -141,6 +141,24 @@ async def test_answers_that_do_not_come_are_given_up_when_told(nats_server: Nats
         found = await publisher.publish(batch(5, 6), may_wait=for_ever)
         assert found.error in ("no answer in time", "not connected")
         await publisher.close()
+
+
+async def test_answer_is_not_waited_for_on_another_connection(nats_server: NatsServer) -> None:
+    """An answer that did not come before the connection was lost comes no more, however soon there is another one."""
+    await make_streams(nats_server.url)
+    async with (
+        TcpProxy(nats_server.port, rewrite=(b"MSG _INBOX.", b"MSG _LOST_.")) as proxy,
+        Broker([proxy.url], name="test") as broker,
+    ):
+        await broker.connected.wait()
+        publisher = BatchPublisher(broker)
+        for _ in range(5):
+            publishing = asyncio.create_task(publisher.publish(batch(1, 2), may_wait=for_ever))
+            await is_stored(nats_server.url, 2)
+            proxy.cut()
+            found = await asyncio.wait_for(publishing, 10)
+            assert found.error in ("no answer in time", "not connected")
+            await broker.connected.wait()
 
 
 @pytest.mark.parametrize("count", [1, 2], ids=["one", "batch"])

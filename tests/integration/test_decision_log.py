@@ -113,7 +113,7 @@ async def test_server_that_falls_silent_has_decisions_go_to_disk(server: NatsSer
         await is_empty(decisions)
         server.pause()
         write(decisions, 11, 20)
-        await wait_until(lambda: decisions.facts().spooled == 10)
+        await wait_until(lambda: decisions.facts().spooled == 10, ANSWER_S - 1)
         assert not decisions.facts().is_connected
         write(decisions, 21, 30)
         server.resume()
@@ -122,7 +122,7 @@ async def test_server_that_falls_silent_has_decisions_go_to_disk(server: NatsSer
 
 
 async def test_buffer_under_pressure_does_not_wait_long_for_an_answer(server: NatsServer, tmp_path: Path) -> None:
-    """More than half full it goes to disk, the batch under way first, before the wait for its answer is over."""
+    """More than half full it goes to disk, the batch that is under way first, before the wait would be over."""
     async with (
         TcpProxy(server.port, rewrite=(b"MSG _INBOX.", b"MSG _LOST_.")) as proxy,
         logging_to(proxy.url, tmp_path, limits=DecisionLimits(buffer_count=40)) as decisions,
