@@ -21,9 +21,11 @@ from models.card import feature_hash
 from models.codec import encode_json
 from models.decisions import SCORE_SUBJECT, ScoreDecided, encode_decision, encode_matrix
 from models.errors import StoreUnwritable, TrainingError
+from models.features import Assembler
 from models.files import locked
 from models.registry import Registry
 from models.training.dataset import Dataset
+from models.training.fit import Parameters, train
 from models.training.simulation import STARTER_NAMES, simulate
 
 SMALL = ("--rows", "1500")
@@ -210,6 +212,14 @@ async def test_training_takes_the_decisions_of_a_time(bench: Bench) -> None:
     assert since <= training.first_at < training.last_at < until
 
 
+async def test_first_reward_of_a_tip_counts(bench: Bench) -> None:
+    """A second one for the same request and tip changes nothing."""
+    made, rewards = logged(simulate(STARTER_NAMES, row_count=1_000).dataset, last_at=time.time() - 2 * DAY_S)
+    await bench.store((made, rewards + [reward | {"reward": 0} for reward in rewards]))
+    ratio = json.loads((await bench.run("--json")).stdout)["positive_ratio"]
+    assert ratio == pytest.approx(len(rewards) / (10 * len({reward["request_id"] for reward in rewards})))
+
+
 async def test_training_keeps_the_newest_rows(bench: Bench) -> None:
     """With --rows the older decisions are left out, and counted."""
     await bench.fill(150, last_at=time.time() - 2 * DAY_S)
@@ -218,13 +228,16 @@ async def test_training_keeps_the_newest_rows(bench: Bench) -> None:
 
 
 async def test_training_learns_the_features_of_the_champion(bench: Bench) -> None:
-    """The log is the champion's, so decisions of another list of features can't be used."""
-    await bench.fill(60, last_at=time.time() - 2 * DAY_S)
-    await asyncio.to_thread(lambda: run(bench.folder, "--starter", *SMALL))
-    card = registry_in(bench.folder).read_card("1")
-    assert card.feature_hash == feature_hash(STARTER_NAMES)
-    result = await bench.run("--json")
-    assert json.loads(result.stdout)["features"] == len(card.inputs)
+    """The log is the champion's: decisions of its features are used, and those of another list are not."""
+    names, registry, now = STARTER_NAMES[:5], registry_in(bench.folder), dt.datetime.now(dt.UTC)
+    data = simulate(names, row_count=1_500).dataset
+    inputs = Assembler(names).inputs
+    trained = train(data, name=registry.name, inputs=inputs, parameters=Parameters(), now=now)
+    registry.promote(registry.publish(trained.artifact, trained.card), now=now)
+    await bench.fill(3, last_at=time.time() - 9 * DAY_S)
+    await bench.store(logged(data, last_at=time.time() - 2 * DAY_S))
+    facts = json.loads((await bench.run("--json")).stdout)
+    assert (facts["version"], facts["features"], facts["left_out"]["other_features"]) == ("2", 5, 3)
 
 
 async def test_unfair_model_says_so(bench: Bench) -> None:

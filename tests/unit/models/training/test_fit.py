@@ -13,7 +13,8 @@ from models.card import feature_hash
 from models.errors import TrainingError
 from models.registry import Registry
 from models.training.dataset import Dataset
-from models.training.fit import Parameters, Trained, train
+from models.training.fit import Parameters, Trained, fit, score_rows, train
+from models.training.metrics import log_loss
 
 NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 
@@ -59,9 +60,16 @@ def test_registry_takes_what_comes_out(tmp_path: Path) -> None:
     assert booster.feature_names == list(NAMES)
 
 
-def test_fit_stops_when_the_validation_part_gets_no_better() -> None:
-    """Of 200 trees only those up to the best are kept, far fewer for rows of two columns."""
-    assert 0 < int(fitted(make_dataset(2000)).card.parameters["tree_count"]) < 100
+def test_fit_keeps_the_trees_up_to_the_best_one() -> None:
+    """Of 200 trees far fewer, and none of those after which the validation part got no better."""
+    parts, parameters = make_dataset(2000).split_by_time(), Parameters()
+    booster = fit(parts, parameters.booster(0.5), parameters)
+    losses = []
+    for count in range(1, booster.num_boosted_rounds() + 1):
+        scored = score_rows(booster[:count], parts.validation)
+        losses.append(log_loss(scored.labels, scored.scores, scored.weights[None, :])[0])
+    assert 1 < len(losses) < 100
+    assert losses[-1] == min(losses)
 
 
 def test_metrics_are_those_of_the_last_rows() -> None:
@@ -73,11 +81,13 @@ def test_metrics_are_those_of_the_last_rows() -> None:
 
 
 def test_weights_decide_what_is_learned() -> None:
-    """Rows that weigh next to nothing don't pull the prior: with heavy positive rows it is high."""
-    dataset = make_dataset()
-    heavy = make_dataset(weights=np.where(dataset.labels == 1, 99, 1).astype(np.float32))
-    assert float(fitted(heavy).card.parameters["base_score"]) > 0.95
-    assert float(fitted(dataset).card.parameters["base_score"]) == pytest.approx(0.5, abs=0.1)
+    """Half of the rows say the contrary and weigh next to nothing: what the others say is found, and their prior."""
+    dataset, is_odd = make_dataset(2000), np.arange(2000) % 2 == 1
+    labels = np.where(is_odd, dataset.labels, 1 - dataset.labels)
+    weights = np.where(is_odd, 1, 0.001).astype(np.float32)
+    card = fitted(make_dataset(2000, labels=labels, weights=weights)).card
+    assert card.metrics[0].value > 0.75
+    assert float(card.parameters["base_score"]) == pytest.approx(dataset.labels[:1400][is_odd[:1400]].mean(), abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,14 @@ def test_values_are_missing_at_the_rate_that_is_said(name: str, source: str) -> 
     assert np.isnan(dataset.column(name)).mean() == pytest.approx(MISSING[source], abs=0.025)
 
 
+@pytest.mark.parametrize("names", [("provider_count", "hours_since_sync"), (PROFILE[0].name, PROFILE[1].name)])
+def test_profiles_and_rows_are_missing_as_a_whole(names: tuple[str, str]) -> None:
+    """A user without one of the values has none of them."""
+    is_missing = np.isnan(simulate(names).dataset.matrix)
+    assert is_missing[:, 0].any()
+    assert np.array_equal(is_missing[:, 0], is_missing[:, 1])
+
+
 def test_rewards_come_as_often_as_the_probability_says() -> None:
     """In ten bins of the true probability the share of rewards is close to it."""
     world = simulate(STARTER_NAMES)
