@@ -200,6 +200,17 @@ class Worker:
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, headers=headers) as response:
             return Answer(response.status, response.headers, await response.text())
 
+    async def post(self, path: str, body: bytes | Json, **headers: str) -> Answer:
+        """Sends JSON over HTTP; bytes go as they are."""
+        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+        given = {"Content-Type": "application/json"} | headers
+        timeout = aiohttp.ClientTimeout(total=15)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.post(self.http + path, data=payload, headers=given) as response,
+        ):
+            return Answer(response.status, response.headers, await response.text())
+
     async def health(self) -> Json:
         """The answer of /health, which is always 200."""
         answer = await self.get("/health")
