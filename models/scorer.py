@@ -155,7 +155,7 @@ class Scorer:
         self.row_count = 0
         self._clock = clock
         self._waiting: deque[_Waiting] = deque()
-        self._waiting_rows = 0
+        self.waiting_rows = 0
         self._is_scheduled = False
 
     async def score(self, model: Model, matrix: Matrix, *, deadline: float) -> Scores:
@@ -165,12 +165,12 @@ class Scorer:
             The prior with a reason when too much waits already, or the deadline has passed before its turn.
         """
         rows = len(matrix)
-        if self._waiting_rows + rows > MAX_WAITING_ROWS:
+        if self.waiting_rows + rows > MAX_WAITING_ROWS:
             return self._degrade(rows, "overloaded")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(model=model, matrix=matrix, deadline=deadline, answer=loop.create_future())
         self._waiting.append(waiting)
-        self._waiting_rows += rows
+        self.waiting_rows += rows
         if not self._is_scheduled:
             self._is_scheduled = True
             loop.call_soon(self._turn)
@@ -207,7 +207,7 @@ class Scorer:
                 budget_s -= cost_s
                 taken.append(waiting)
             self._waiting.popleft()
-            self._waiting_rows -= rows
+            self.waiting_rows -= rows
         return taken
 
     def _answer(self, taken: Sequence[_Waiting]) -> None:

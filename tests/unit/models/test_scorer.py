@@ -1,0 +1,240 @@
+"""Scoring what waits together: whose rows are whose, who waits for what, and what answers when a model can't."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from registry_kit import INPUTS, artifact, card
+
+from models.card import Input, feature_hash
+from models.errors import ModelError
+from models.features import Assembler, Matrix
+from models.scorer import CALL_BUDGET_S, MAX_WAITING_ROWS, Model, Scorer, Scores, load_model
+from models.scoring import PRIOR_SCORE, request_decoder
+
+FAR = 1e9
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def model_of(version: str, *, row_s: float = 0.0, calls: list[Matrix] | None = None) -> Model:
+    """A model whose score of a row is a tenth of what the row holds, plus a thousandth of the version."""
+    own = calls if calls is not None else []
+
+    def predict(rows: Matrix) -> list[float]:
+        own.append(rows)
+        return [float(row[0]) / 10 + int(version) / 1000 for row in rows]
+
+    assembler = Assembler([one.name for one in INPUTS])
+    decode = request_decoder(assembler)
+    facts = card(artifact())
+    return Model(version=version, card=facts, predict=predict, assembler=assembler, decode=decode, row_s=row_s)
+
+
+def rows(*values: float) -> Matrix:
+    """A matrix with these values in its first column."""
+    return np.array([[value, 0, 0] for value in values], dtype=np.float32)
+
+
+def run(scoring: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Runs it on a loop of its own, as a property needs."""
+    return asyncio.run(scoring())
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["1", "2"]), st.integers(1, 7), st.booleans(), st.integers(0, 3)),
+        min_size=1,
+        max_size=30,
+    ),
+    st.floats(0, CALL_BUDGET_S),
+)
+def test_rows_never_cross_requests(asked: list[tuple[str, int, bool, int]], row_s: float) -> None:
+    """Each request gets the scores of its own rows by its own model, whoever waits beside it, leaves or comes later."""
+    calls: list[Matrix] = []
+    models = {version: model_of(version, row_s=row_s, calls=calls) for version in ("1", "2")}
+
+    async def ask(scorer: Scorer, number: int, version: str, count: int, turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        values = [number + place / 16 for place in range(count)]  # sixteenths are exact in float32
+        scores = await scorer.score(models[version], rows(*values), deadline=FAR)
+        assert scores == Scores(values=[value / 10 + int(version) / 1000 for value in values])
+
+    async def scoring() -> None:
+        scorer = Scorer()
+        tasks = []
+        for number, (version, count, leaves, turns) in enumerate(asked):
+            tasks.append((asyncio.create_task(ask(scorer, number, version, count, turns)), leaves))
+        await asyncio.sleep(0)
+        for task, leaves in tasks:
+            if leaves:
+                task.cancel()
+        ends = await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
+        for end, (_, leaves) in zip(ends, tasks, strict=True):
+            assert end is None or (leaves and isinstance(end, asyncio.CancelledError)), end
+        assert scorer.waiting_rows == 0
+
+    run(scoring)
+
+
+async def test_requests_of_one_turn_are_scored_in_one_call() -> None:
+    """What arrives within one turn of the loop shares a call, in the order of arrival."""
+    calls: list[Matrix] = []
+    scorer, model = Scorer(), model_of("1", calls=calls)
+    await asyncio.gather(*(scorer.score(model, rows(number), deadline=FAR) for number in range(5)))
+    assert [call[:, 0].tolist() for call in calls] == [[0, 1, 2, 3, 4]]
+    assert (scorer.call_count, scorer.row_count) == (1, 5)
+
+
+async def test_a_lone_request_waits_for_one_turn() -> None:
+    """Nothing is waited for on purpose: a request without company is answered at the end of the turn."""
+    scorer = Scorer()
+    task = asyncio.create_task(scorer.score(model_of("1"), rows(1), deadline=FAR))
+    for _ in range(3):  # the task begins, its turn comes, it goes on
+        await asyncio.sleep(0)
+    assert task.done()
+
+
+async def test_a_call_holds_the_loop_for_its_budget_only() -> None:
+    """Rows that would take longer than a call may are scored in further turns, between which the loop goes on."""
+    calls: list[Matrix] = []
+    model = model_of("1", row_s=CALL_BUDGET_S / 4, calls=calls)
+    await asyncio.gather(*(scorer_of(model, 2) for scorer_of in [one_scorer(Scorer())] * 5))
+    assert [len(call) for call in calls] == [4, 4, 2]  # 4 rows of a quarter of the budget each are one call
+
+
+def one_scorer(scorer: Scorer) -> Callable[[Model, int], Coroutine[Any, Any, Scores]]:
+    """Asks this scorer for some rows."""
+    return lambda model, count: scorer.score(model, rows(*range(count)), deadline=FAR)
+
+
+async def test_a_request_above_the_budget_is_scored_alone() -> None:
+    """One that is longer than a call by itself is a call by itself, rather than never scored."""
+    calls: list[Matrix] = []
+    model = model_of("1", row_s=CALL_BUDGET_S, calls=calls)
+    ask = one_scorer(Scorer())
+    await asyncio.gather(ask(model, 1), ask(model, 3), ask(model, 1))
+    assert [len(call) for call in calls] == [1, 3, 1]
+
+
+async def test_past_the_deadline_the_prior_answers() -> None:
+    """A request whose turn comes too late is not scored any more, and the others of its turn are."""
+    clock = Clock()
+    scorer, calls = Scorer(clock=clock), list[Matrix]()
+    model = model_of("1", calls=calls)
+    late = asyncio.create_task(scorer.score(model, rows(1, 2), deadline=0.5))
+    in_time = asyncio.create_task(scorer.score(model, rows(3), deadline=1.0))
+    clock.now = 1.0
+    assert await late == Scores(values=[PRIOR_SCORE] * 2, is_prior=True, degraded_reason="deadline")
+    assert (await in_time).is_prior is False
+    assert [len(call) for call in calls] == [1]
+
+
+async def test_a_full_queue_is_answered_by_the_prior_at_once() -> None:
+    """More rows than may wait are refused with the prior; what waits already is scored."""
+    scorer, model = Scorer(), model_of("1")
+    waiting = asyncio.create_task(scorer.score(model, rows(*range(MAX_WAITING_ROWS)), deadline=FAR))
+    await asyncio.sleep(0)
+    refused = await scorer.score(model, rows(1), deadline=FAR)
+    assert refused == Scores(values=[PRIOR_SCORE], is_prior=True, degraded_reason="overloaded")
+    assert (await waiting).is_prior is False
+
+
+async def test_a_model_that_fails_is_answered_for_by_the_prior() -> None:
+    """Every request of the call gets the prior with the reason, and the next call is tried as usual."""
+    failing = True
+
+    def predict(given: Matrix) -> list[float]:
+        if failing:
+            raise ModelError("1", "XGBoost failed")
+        return [0.25] * len(given)
+
+    scorer, model = Scorer(), attrs.evolve(model_of("1"), predict=predict)
+    both = await asyncio.gather(*(scorer.score(model, rows(1), deadline=FAR) for _ in range(2)))
+    assert [(one.is_prior, one.degraded_reason) for one in both] == [(True, "model_failed")] * 2
+    failing = False
+    assert await scorer.score(model, rows(1), deadline=FAR) == Scores(values=[0.25])
+
+
+async def test_scores_of_a_batch_are_those_of_its_rows_alone() -> None:
+    """With the real booster too, bit for bit: what a request gets does not depend on its company."""
+    model = load_model("1", artifact(), card(artifact()))
+    rng = np.random.default_rng(3)
+    matrices = [rng.random((count, 3), dtype=np.float32) for count in (1, 20, 3, 50, 7)]
+    together = await asyncio.gather(*(one_matrix(Scorer(), model, matrix) for matrix in matrices))
+    scorer = Scorer()
+    batched = await asyncio.gather(*(one_matrix(scorer, model, matrix) for matrix in matrices))
+    assert scorer.call_count == 1
+    assert batched == together
+
+
+async def one_matrix(scorer: Scorer, model: Model, matrix: Matrix) -> list[float]:
+    """The scores of a matrix."""
+    return (await scorer.score(model, matrix, deadline=FAR)).values
+
+
+def as_card(of: bytes, **changes: Any) -> Any:
+    """A card that is bound to these bytes."""
+    return card(of, artifact_hash=hashlib.sha256(of).hexdigest(), **changes)
+
+
+def trained(objective: str) -> bytes:
+    """A booster whose scores are no probabilities."""
+    import xgboost
+
+    rng = np.random.default_rng(0)
+    data = rng.random((200, 3), dtype=np.float32)
+    matrix = xgboost.DMatrix(data, label=data[:, 0] * 40, nthread=1)
+    return bytes(xgboost.train({"objective": objective, "nthread": 1}, matrix, 5).save_raw("ubj"))
+
+
+def test_a_loaded_model_says_what_it_is() -> None:
+    """It has the version, reads what its card lists, and knows whether it learned from a simulated world."""
+    model = load_model("7", artifact(), card(artifact()))
+    assert (model.version, model.is_simulated, model.assembler.names) == ("7", True, tuple(i.name for i in INPUTS))
+    assert all(0 <= score <= 1 for score in model.predict(rows(0.1, 0.9)))
+
+
+@pytest.mark.parametrize(
+    ("of", "problem"),
+    [
+        pytest.param(b"{L\x00\x00 no model }", "XGBoost can't read it", id="junk"),
+        pytest.param(artifact()[: len(artifact()) // 2], "XGBoost can't read it", id="truncated"),
+        pytest.param(trained("reg:squarederror"), "one score from 0 to 1 a row", id="other-objective"),
+    ],
+)
+def test_an_artifact_that_can_not_score_is_refused(of: bytes, problem: str) -> None:
+    """The reason is one line that names the version."""
+    with pytest.raises(ModelError, match=problem) as caught:
+        load_model("3", of, as_card(of))
+    assert str(caught.value).startswith("model 3: artifact: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_card_with_other_columns_is_refused() -> None:
+    """The number of inputs is that of the booster's columns."""
+    names = [one.name for one in INPUTS[:2]]
+    with pytest.raises(ModelError, match="it has 3 columns, its card lists 2 inputs"):
+        load_model("3", artifact(), card(artifact(), inputs=INPUTS[:2], feature_hash=feature_hash(names)))
+
+
+def test_a_feature_that_is_not_declared_is_refused() -> None:
+    """A model of another version of the application is refused with the name of what is missing here."""
+    strange = Input(name="mood", source="candidate", unit="count", meaning="How it feels.")
+    with pytest.raises(ModelError, match="card: inputs: 'mood' is not declared in this version of the application"):
+        load_model("3", artifact(), card(artifact(), inputs=(*INPUTS[:2], strange)))
