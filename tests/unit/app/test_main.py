@@ -76,6 +76,8 @@ def test_build_has_all_tables_and_routes(settings: Settings) -> None:
     app = build(settings)
     assert [table.name for table in app.subject_tables] == ["feedback", "signals"]
     assert {resource.canonical for resource in app.http.router.resources()} == {
+        "/docs",
+        "/openapi.json",
         "/health",
         "/health/live",
         "/health/ready",
