@@ -25,6 +25,9 @@ TIP_KIND_CHARS = 80
 PROVIDER_CHARS = 40
 CUT_MARK = "…"
 
+VARIABLES = ("tip_kind", "signals", "profile")
+"""What a template may use."""
+
 RATIO, HOUR, FLAG = "ratio", "hour", "flag"
 """Units that are told in their own way: a share of 1, an hour of the day, and yes or no."""
 
@@ -97,7 +100,7 @@ class PromptContext:
     def variables(self) -> dict[str, object]:
         """What the templates are filled with; each number stands under its label."""
         profile = {fact.label: fact.shown for fact in self.profile}
-        return {"tip_kind": self.tip_kind, "signals": list(self.signals), "profile": profile}
+        return dict(zip(VARIABLES, (self.tip_kind, list(self.signals), profile), strict=True))
 
 
 def assemble_context(

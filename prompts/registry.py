@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -110,8 +110,11 @@ class Variant:
             raise PromptError(self.version, f"{where}{error}") from error
 
 
-def load_variants(folders: Sequence[Path]) -> Mapping[str, Variant]:
+def load_variants(folders: Sequence[Path], *, allowed: Collection[str] | None = None) -> Mapping[str, Variant]:
     """Loads every ``.j2`` file of some folders, by version, in the order of the folders and then of the names.
+
+    Args:
+        allowed: as ``load_variant`` takes them.
 
     Raises:
         DeclarationError: a folder or a file can't be used; names the file, and the key or the line.
@@ -119,7 +122,7 @@ def load_variants(folders: Sequence[Path]) -> Mapping[str, Variant]:
     found: dict[str, Variant] = {}
     for folder in folders:
         for file in variant_files(folder):
-            variant = load_variant(file)
+            variant = load_variant(file, allowed=allowed)
             if other := found.get(variant.version):
                 _refuse(file, f"version: {variant.version!r} is that of {other.file} already")
             found[variant.version] = variant
@@ -138,8 +141,11 @@ def variant_files(folder: Path) -> list[Path]:
         raise DeclarationError(f"prompts {folder}", f"expected a folder with .j2 files ({error.strerror})") from error
 
 
-def load_variant(file: Path) -> Variant:
+def load_variant(file: Path, *, allowed: Collection[str] | None = None) -> Variant:
     """Loads one file.
+
+    Args:
+        allowed: the variables that there will be values for; None takes any.
 
     Raises:
         DeclarationError: it can't be used; names the file, and the key or the line.
@@ -152,7 +158,7 @@ def load_variant(file: Path) -> Variant:
     except UnicodeDecodeError:
         _refuse(file, "expected UTF-8")
     front, system, user = _parts(file, text)
-    facts = _facts(file, front)
+    facts = _facts(file, front, allowed)
     _check_facts(file, facts)
     return Variant(
         version=facts.version,
@@ -204,7 +210,7 @@ def _parts(file: Path, text: str) -> tuple[str, str, str]:
     return front, system, user
 
 
-def _facts(file: Path, front: str) -> _Facts:
+def _facts(file: Path, front: str, allowed: Collection[str] | None) -> _Facts:
     """Reads the front matter; each problem is told with the line of its key."""
     try:
         node = yaml.compose(front, yaml.SafeLoader)
@@ -217,7 +223,7 @@ def _facts(file: Path, front: str) -> _Facts:
     if not isinstance(data, dict):
         _refuse(file, f"expected keys and values, got {data!r}", line=2)
     lines = dict(_key_lines(file, node))
-    for problem, key in _unknown_keys(data):
+    for problem, key in _unknown_keys(data, allowed):
         _refuse(file, problem, line=lines.get(key))
     try:
         return msgspec.convert(data, _Facts)
@@ -246,17 +252,22 @@ def _nearest(lines: Mapping[str, int], path: str) -> int | None:
     return lines.get(path)
 
 
-def _unknown_keys(data: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+def _unknown_keys(data: Mapping[Any, Any], allowed: Collection[str] | None) -> Iterator[tuple[str, str]]:
     """What is wrong with a key, and its path."""
-    parts: list[tuple[str, Any, type]] = [("", data, _Facts)]
-    parts += [("hints.", data.get("hints"), Hints), ("limits.", data.get("limits"), Limits)]
-    for path, part, cls in parts:
-        known = [field.name for field in attrs.fields(cls)]
+    parts: list[tuple[str, Any, Sequence[str]]] = [("", data, _names(_Facts))]
+    parts += [("hints.", data.get("hints"), _names(Hints)), ("limits.", data.get("limits"), _names(Limits))]
+    if allowed is not None:
+        parts.append(("variables.", data.get("variables"), list(allowed)))
+    for path, part, known in parts:
         for key in part if isinstance(part, dict) else ():
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1)
                 hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
                 yield f"{path}{key}: unknown key, {hint}", f"{path}{key}"
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in attrs.fields(cls)]
 
 
 def _check_facts(file: Path, facts: _Facts) -> None:

@@ -69,12 +69,12 @@ async def show_health(request: web.Request) -> web.Response:
 VARIANT = """---
 version: terse
 purpose: one word
-variables: {user_name: the name}
+variables: {tip_kind: the topic}
 limits: {max_chars: 20}
 ---
 Answer in one word.
 --- user
-{{ user_name }}
+{{ tip_kind }}
 """
 
 

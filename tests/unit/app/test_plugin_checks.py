@@ -12,6 +12,7 @@ from app.cli.group import cli
 from app.plugin_checks import OUR_COMMANDS, check_plugin
 from app.plugins import Origin, Plugin
 from models.errors import PluginError
+from prompts.registry import SHIPPED
 from streams import Context, SubjectTable, Table
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -195,6 +196,10 @@ def test_prompts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """A folder of prompt variants must exist, and is read at once."""
     error = refused(brings(tmp_path / "nowhere"))
     assert "expected a folder with .j2 files" in error.problem and error.where == ("mine.py", 1)
+    text = (SHIPPED / "v1.j2").read_text().replace("version: v1", "version: v4").replace("  signals:", "  signal:")
+    (tmp_path / "v4.j2").write_text(text)
+    problem = "v4.j2:6: variables.signal: unknown key, did you mean signals?"
+    assert problem in refused(brings(tmp_path)).problem
 
 
 def test_shipped_plugins_may_share_a_first_segment() -> None:

@@ -131,6 +131,15 @@ def test_catalog_starts_beside_a_bad_file(folder: Folder) -> None:
     assert list(catalog.variants) == ["v1", "v2", "v3"] and "bad.j2:1: expected a line" in catalog.problems[0]
 
 
+def test_catalog_refuses_variables_that_no_request_has(folder: Folder) -> None:
+    """A slip in a name is told when the file is read, and not by a request that fails."""
+    file = folder.write("v4")
+    file.write_text(file.read_text().replace("variables: {}", "variables: {tip_knid: a slip}"))
+    catalog = folder.open()
+    assert "v4" not in catalog.variants
+    assert catalog.problems == (f"prompt {file}:4: variables.tip_knid: unknown key, did you mean tip_kind?",)
+
+
 def test_released_version_is_served_as_it_was(folder: Folder) -> None:
     """A file that changes after its version has answered is refused by name and both hashes; the old text goes on."""
     file = folder.write("v4")

@@ -188,6 +188,14 @@ def test_variant_is_refused_with_its_file_and_line(tmp_path: Path, text: str, pr
     assert str(caught.value).startswith(f"prompt {tmp_path}/t1.j2{problem}")
 
 
+def test_variant_may_use_what_there_will_be_alone(tmp_path: Path) -> None:
+    """Where the variables are known beforehand, another one is refused with its line."""
+    load(tmp_path)
+    assert load_variant(tmp_path / "t1.j2", allowed=["name"]).version == "t1"
+    with pytest.raises(DeclarationError, match=r"t1\.j2:5: variables\.name: unknown key, did you mean nome\?"):
+        load_variants([tmp_path], allowed=["nome", "x"])
+
+
 def test_variant_that_is_no_text_is_refused(tmp_path: Path) -> None:
     """Bytes that are no UTF-8, and a folder with the name of a file, are named."""
     (tmp_path / "a.j2").write_bytes(b"\xff")
