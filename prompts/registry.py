@@ -157,6 +157,13 @@ def load_variant(file: Path, *, allowed: Collection[str] | None = None) -> Varia
         _refuse(file, f"can't be read ({error.strerror})")
     except UnicodeDecodeError:
         _refuse(file, "expected UTF-8")
+    try:
+        return _variant(file, text, hashlib.sha256(content).hexdigest()[:12], allowed)
+    except (RecursionError, SyntaxError):  # of the YAML, of the template, or of the code that Jinja2 makes of it
+        _refuse(file, "nested too deeply")
+
+
+def _variant(file: Path, text: str, content_hash: str, allowed: Collection[str] | None) -> Variant:
     front, system, user = _parts(file, text)
     facts = _facts(file, front, allowed)
     _check_facts(file, facts)
@@ -166,7 +173,7 @@ def load_variant(file: Path, *, allowed: Collection[str] | None = None) -> Varia
         variables=facts.variables,
         hints=facts.hints,
         limits=facts.limits,
-        content_hash=hashlib.sha256(content).hexdigest()[:12],
+        content_hash=content_hash,
         file=file,
         system=_compiled(file, system, facts.variables),
         user=_compiled(file, user, facts.variables),

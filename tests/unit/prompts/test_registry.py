@@ -175,6 +175,9 @@ REFUSED = {
     "syntax": (changed("{{ name }}", "{% if name %}"), ":13: Unexpected end of template"),
     "syntax-system": (changed("Greet.", "Greet {{ }}."), ":11: Expected an expression"),
     "filter": (changed("{{ name }}", "{{ name | loud }}"), ":13: No filter named 'loud'"),
+    "deep-yaml": (changed("A test.", "[" * 3000), ": nested too deeply"),
+    "deep-expression": (changed("name }}", "(" * 3000 + "1" + ")" * 3000 + " }}"), ": nested too deeply"),
+    "deep-blocks": (changed("{{ name }}", "{% for x in [1] %}" * 25 + "{% endfor %}" * 25), ": nested too deeply"),
     "include": (changed("{{ name }}", "{% include 'v1.j2' %}"), ":13: a variant is one file: include can't be used"),
     "import": (changed("{{ name }}", "{% import 'a' as b %}"), ":13: a variant is one file: import can't be used"),
 }
