@@ -17,7 +17,7 @@ MODEL = "local"
 """What an answer says of the model when the tip was made here."""
 
 SHORTEST = "Do one small task."
-NUMBERS = range(2, 10_000)
+LEAST, MOST = 2, 9_999
 """What is told as a number: more than one, for the plural, and no more than a person would say."""
 
 
@@ -83,7 +83,7 @@ def local_tip(context: PromptContext, *, limits: Limits) -> str:
 
 
 def _is_told(fact: Fact) -> bool:
-    return fact.unit != FLAG and fact.value in NUMBERS
+    return fact.unit != FLAG and LEAST <= fact.value <= MOST and float(fact.value).is_integer()
 
 
 def _topics(tip_kind: str | None) -> set[str]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models.context import Fact, PromptContext
 from models.profile_schema import PROFILE
 from prompts.checks import Checked, check_tip
-from prompts.local import NUMBERS, SHORTEST, TEXTS, TOPICS, local_tip
+from prompts.local import MOST, SHORTEST, TEXTS, TOPICS, local_tip
 from prompts.registry import MIN_CHARS, SHIPPED, Limits, load_variants
 
 LIMITS = Limits(max_chars=240, max_lines=1)
@@ -54,10 +54,11 @@ VARIANTS = load_variants([Path(SHIPPED)])
 @pytest.mark.parametrize("name", NAMES)
 def test_local_tip_names_a_known_number(name: str) -> None:
     """A number of the profile that a text speaks of is told, as a person writes it."""
-    assert "1,234" in local_tip(PromptContext(profile=(fact(name, 1234),)), limits=LIMITS)
+    for value in (2, 1234, MOST):
+        assert f"{value:,} " in local_tip(PromptContext(profile=(fact(name, value),)), limits=LIMITS)
 
 
-@pytest.mark.parametrize("value", [0, 1, 2.5, -3, 1e300, NUMBERS.stop])
+@pytest.mark.parametrize("value", [0, 1, 2.5, -3, 1e300, MOST + 1])
 def test_local_tip_names_no_odd_number(value: float) -> None:
     """Nothing, one, parts, and more than anybody counts are not told."""
     tip = local_tip(PromptContext(profile=(fact("open_task_count", value),)), limits=LIMITS)
