@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from app.operations import Answer, Operation
-from streams.health import DecisionHealth, Health, ModelHealth, NatsHealth, StateHealth, Status
+from streams.health import DecisionHealth, Health, ModelHealth, NatsHealth, PromptHealth, StateHealth, Status
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _NEVER_KEPT = {"Cache-Control": "no-store: the answer is of this instant."}
@@ -30,7 +30,7 @@ class HealthAnswer:
     Args:
         reasons: a sentence for each thing that is not ok.
         model: null where no models are looked for.
-        prompts: null where no prompt is rendered.
+        prompts: null until the variants are read.
         decisions: how the log of the decisions is.
     """
 
@@ -38,7 +38,7 @@ class HealthAnswer:
     reasons: list[str]
     nats: NatsHealth
     model: ModelHealth | None
-    prompts: None = None
+    prompts: PromptHealth | None
     state: StateHealth
     decisions: DecisionHealth
 
@@ -60,6 +60,7 @@ def encode_health(health: Health) -> bytes:
         reasons=health.reasons,
         nats=health.nats,
         model=health.model,
+        prompts=health.prompts,
         state=health.state,
         decisions=health.decisions,
     )
@@ -95,6 +96,7 @@ _EXAMPLE = Health(
     reasons=["NATS does not answer"],
     nats=NatsHealth(enabled=True, mode="external", connected=False),
     state=StateHealth(),
+    prompts=PromptHealth(versions=["v1", "v2", "v3"], default=["v1"]),
 )
 
 OPERATIONS = (
