@@ -112,8 +112,16 @@ class ModelServing:
     async def __aenter__(self) -> "ModelServing":
         """Begins to follow the registry, without waiting for a model."""
         if self._source:
-            self._tasks.append(asyncio.create_task(self._follow(self._source), name="models"))
+            task = asyncio.create_task(self._follow(self._source), name="models")
+            task.add_done_callback(self._note_end)
+            self._tasks.append(task)
         return self
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """An error that nobody foresaw ends the following: what serves goes on, and the health says so."""
+        if not task.cancelled() and (error := task.exception()):
+            self.problem = f"the registry is no longer followed ({type(error).__name__})"
+            log.error("models are no longer followed", exc_info=error)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None

@@ -1,0 +1,153 @@
+"""Which model serves: it follows the registry's champion, refuses what must not be served, and says so."""
+
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from harness import wait_until
+from registry_kit import NAME, NOW, artifact, card, filled_registry
+
+from app.serving import ModelServing, Starter
+from models.registry import Registry
+from models.scorer import Scorer
+
+
+@contextlib.asynccontextmanager
+async def serving(registry: Registry | None, starter: Starter | None = None) -> AsyncIterator[ModelServing]:
+    """Follows a registry while the block runs."""
+    async with ModelServing(NAME, registry, Scorer(), train_starter=starter) as models:
+        yield models
+
+
+async def until(models: ModelServing, *, version: str | None, reason: str = "") -> None:
+    """Waits until this version serves and the health has this reason."""
+
+    def is_so() -> bool:
+        health = models.health()
+        return bool(health and health.version == version and reason in (health.reason or ""))
+
+    await wait_until(is_so, 20, what=f"version {version} serves, {reason!r}")
+
+
+def promoted(folder: Path, *versions: str, count: int = 3) -> Registry:
+    """A registry whose champion was moved like this."""
+    registry = filled_registry(folder, count)
+    for version in versions:
+        registry.promote(version, now=NOW)
+    return registry
+
+
+async def test_the_champion_serves_and_moves(tmp_path: Path) -> None:
+    """What the alias names is loaded, at the start and whenever it moves; the health is ok then."""
+    registry = promoted(tmp_path, "1")
+    async with serving(registry) as models:
+        assert models.health() is not None
+        await until(models, version="1")
+        registry.promote("2", now=NOW)
+        await until(models, version="2")
+        registry.rollback(now=NOW + dt.timedelta(hours=1))
+        await until(models, version="1")
+        health = models.health()
+        assert health is not None
+        assert (health.status, health.reason, health.is_simulated, health.name) == ("ok", None, True, NAME)
+        assert models.served()["champion"].version == "1"
+
+
+@pytest.mark.parametrize("damage", ["a-byte", "half", "other"])
+async def test_a_damaged_version_is_refused_and_the_old_one_goes_on(tmp_path: Path, damage: str) -> None:
+    """An artifact that is not its card's is never loaded, whoever moved the alias; mended, it serves."""
+    registry = promoted(tmp_path, "1")
+    file = registry.folder / "versions" / "2" / "model.ubj"
+    good = file.read_bytes()
+    bad = {
+        "a-byte": good[:99] + bytes([good[99] ^ 1]) + good[100:],
+        "half": good[: len(good) // 2],
+        "other": artifact(9),
+    }
+    async with serving(registry) as models:
+        await until(models, version="1")
+        registry.promote("2", now=NOW)  # it was sound at that moment
+        await until(models, version="2")
+        registry.promote("1", now=NOW)
+        await until(models, version="1")
+        file.write_bytes(bad[damage])
+        (registry.folder / "aliases.json").write_text('{"champion": "2"}')
+        await until(models, version="1", reason="; version 1 goes on")
+        assert models.health() and models.health().status == "degraded"  # type: ignore[union-attr]  # just looked at
+        file.write_bytes(good)
+        registry.promote("3", now=NOW)
+        await until(models, version="3")
+        assert models.problem is None
+
+
+async def test_a_version_that_this_application_can_not_read_is_refused(tmp_path: Path) -> None:
+    """A model of features that are not declared here stays unloaded; the reason names the feature."""
+    registry = Registry(tmp_path, NAME)
+    strange = [one if one.name != "tip_length_chars" else card(artifact()).inputs[0] for one in card(artifact()).inputs]
+    registry.publish(artifact(), card(artifact(), inputs=tuple(strange)))
+    registry.promote("1", now=NOW)
+    async with ModelServing(NAME, registry, Scorer(), features={}) as models:
+        await until(models, version=None, reason="'tip_length_chars' is not declared in this version")
+
+
+async def test_without_a_champion_the_health_says_what_to_do(tmp_path: Path) -> None:
+    """Versions that nobody promoted serve nobody."""
+    async with serving(filled_registry(tmp_path, 1)) as models:
+        await until(models, version=None, reason="no version is the champion: see 'models promote'")
+
+
+async def test_an_empty_registry_has_its_starter_trained_once(tmp_path: Path) -> None:
+    """The starter is asked for once, the health says so meanwhile, and what it promotes serves."""
+    registry, asked = Registry(tmp_path, NAME), []
+
+    async def train() -> None:
+        asked.append(models.problem)
+        registry.publish(artifact(), card(artifact()))
+        registry.promote("1", now=NOW)
+
+    async with serving(registry, train) as models:
+        await until(models, version="1")
+    assert asked == ["there is no model yet: the starter model is being trained"]
+
+
+async def test_a_starter_that_fails_is_told(tmp_path: Path) -> None:
+    """What went wrong stands in the health, for a person to mend."""
+
+    async def train() -> str:
+        return "disk full"
+
+    async with serving(Registry(tmp_path, NAME), train) as models:
+        await until(models, version=None, reason="the starter model could not be trained (disk full)")
+
+
+async def test_no_starter_where_a_version_is_refused(tmp_path: Path) -> None:
+    """A registry with something in it is a person's business: nothing is trained over it."""
+    registry = promoted(tmp_path, "1", count=1)
+    (registry.folder / "versions" / "1" / "model.ubj").write_bytes(b"")
+    asked = []
+
+    async def train() -> None:
+        asked.append(1)
+
+    async with serving(registry, train) as models:
+        await until(models, version=None, reason="it is empty")
+    assert asked == []
+
+
+async def test_without_a_registry_nothing_is_followed() -> None:
+    """MODEL_REGISTRY=none: no model is no fault."""
+    async with serving(None) as models:
+        assert models.health() is None
+
+
+async def test_an_error_that_nobody_foresaw_is_told() -> None:
+    """Should following end, the health does not stay as it was for ever."""
+
+    class Broken(Registry):
+        def stamp(self) -> tuple[object, ...]:
+            raise LookupError("a mistake")
+
+    async with serving(Broken(Path("nowhere"), NAME)) as models:
+        await until(models, version=None, reason="the registry is no longer followed (LookupError)")
