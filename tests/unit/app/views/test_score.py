@@ -1,0 +1,88 @@
+"""``POST /score`` as a route: deadline, limits and statuses; what is answered is app/scoring.py's business."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import attrs
+import pytest
+from aiohttp import ClientSession, web
+
+from app.middleware import answer_errors, carry_request_id
+from app.views.score import MAX_IN_FLIGHT, read_deadline_s, score_routes
+from models.errors import RequestError
+
+
+@attrs.define
+class FakeScoring:
+    """Answers once it may, and keeps what it was asked."""
+
+    may_answer: asyncio.Event = attrs.field(factory=asyncio.Event)
+    asked: list[tuple[bytes, str, float]] = attrs.field(factory=list)
+
+    async def answer(self, body: bytes, *, request_id: str, deadline: float) -> bytes:
+        """An answer that echoes the body."""
+        self.asked.append((body, request_id, deadline - time.monotonic()))
+        await self.may_answer.wait()
+        return body
+
+
+@contextlib.asynccontextmanager
+async def running(scoring: FakeScoring) -> AsyncIterator[ClientSession]:
+    """A server with the route."""
+    app = web.Application(middlewares=[carry_request_id, answer_errors])
+    app.add_routes(score_routes(scoring))
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
+            yield session
+    finally:
+        await runner.cleanup()
+
+
+async def test_the_route_hands_on_body_id_and_deadline() -> None:
+    """The request's id and deadline come from its headers, and the answer is no thing to be cached."""
+    scoring = FakeScoring()
+    scoring.may_answer.set()
+    headers = {"X-Request-Id": "r-7", "X-Deadline-Ms": "60000"}
+    async with running(scoring) as session, session.post("/score", json={"a": 1}, headers=headers) as response:
+        assert (response.status, await response.json()) == (200, {"a": 1})
+        assert (response.headers["Cache-Control"], response.headers["X-Request-Id"]) == ("no-store", "r-7")
+    [(body, request_id, left_s)] = scoring.asked
+    assert (body, request_id) == (b'{"a": 1}', "r-7")
+    assert 40 < left_s <= 60
+
+
+async def test_too_many_requests_at_once_are_refused_unread() -> None:
+    """503 with Retry-After, while those that were let in are answered; afterwards there is room again."""
+    scoring = FakeScoring()
+
+    async def post(session: ClientSession) -> tuple[int, str | None]:
+        async with session.post("/score", json={}) as response:
+            return response.status, response.headers.get("Retry-After")
+
+    async with running(scoring) as session:
+        session.connector._limit = 0  # type: ignore[union-attr]  # no limit: each request gets a connection
+        waiting = [asyncio.create_task(post(session)) for _ in range(MAX_IN_FLIGHT)]
+        while len(scoring.asked) < MAX_IN_FLIGHT:
+            await asyncio.sleep(0)
+        assert await post(session) == (503, "1")
+        scoring.may_answer.set()
+        assert set(await asyncio.gather(*waiting)) == {(200, None)}
+        assert await post(session) == (200, None)
+
+
+@pytest.mark.parametrize("header", ["0", "60001", "-1", "1.5", "x", "", "٣", "1" * 50])
+def test_a_deadline_that_is_none_is_refused(header: str) -> None:
+    """400 names the header, and what would be accepted."""
+    with pytest.raises(RequestError, match="X-Deadline-Ms: expected milliseconds from 1 to 60000") as caught:
+        read_deadline_s(header)
+    assert caught.value.status == 400
+
+
+def test_the_deadline_is_in_milliseconds() -> None:
+    """40 without the header."""
+    assert (read_deadline_s(None), read_deadline_s("1"), read_deadline_s("60000")) == (0.04, 0.001, 60.0)
