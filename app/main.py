@@ -62,6 +62,8 @@ from streams.table_health import Limits
 log = logging.getLogger(__name__)
 
 SITE_S = 2.0
+LINGER_S = 1.0
+"""How long the rest of a body is read that was refused before its end, so that its sender sees the answer."""
 STUCK_S = 1.0
 
 
@@ -359,7 +361,12 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     _stop_on_signals(stop)
     runner = web.AppRunner(
-        app.http, access_log=None, max_line_size=LINE_LIMIT_BYTES, logger=_silent(), shutdown_timeout=SITE_S
+        app.http,
+        access_log=None,
+        max_line_size=LINE_LIMIT_BYTES,
+        logger=_silent(),
+        shutdown_timeout=SITE_S,
+        lingering_time=LINGER_S,
     )
     await runner.setup()
     try:

@@ -41,7 +41,7 @@ async def running() -> AsyncIterator[tuple[ClientSession, int]]:
 
     app = web.Application(middlewares=[carry_request_id, answer_errors], client_max_size=BODY_LIMIT_BYTES)
     app.add_routes([web.post("/greet", greet), web.post("/hurry", hurry)])
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, lingering_time=0.2)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]
