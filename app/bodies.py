@@ -36,6 +36,8 @@ async def read_body(request: web.Request, *, within_s: float = BODY_S) -> bytes:
     limit, length = request.client_max_size, request.content_length
     if length is not None and length > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=length)
+    if request.content.is_eof():  # all of it is here already, and a timer would cost more than reading it
+        return await request.read()
     try:
         async with asyncio.timeout(within_s):
             return await request.read()

@@ -121,6 +121,7 @@ class Metrics:
     def __init__(self, source: HealthSource) -> None:
         self._registry = CollectorRegistry()
         self._requests = _histogram(HTTP_REQUEST, _REQUEST_BUCKETS_S, self._registry)
+        self._known_requests: dict[tuple[str, str, int], Histogram] = {}
         self._commits = _histogram(COMMIT_SECONDS, _COMMIT_BUCKETS_S, self._registry)
         self._outcomes = Counter(COMMIT_OUTCOMES.name, COMMIT_OUTCOMES.help, registry=self._registry)
         self._unknown = _labelled(PROFILE_UNKNOWN, self._registry)
@@ -130,8 +131,13 @@ class Metrics:
 
     def observe_request(self, *, method: str, route: str, status: int, duration_s: float) -> None:
         """Takes note of an answered request; ``route`` is a template, and a method out of the ordinary is "other"."""
-        labels = (method if method in _METHODS else "other", route, str(status))
-        self._requests.labels(*labels).observe(duration_s)
+        key = (method, route, status)
+        histogram = self._known_requests.get(key)
+        if histogram is None:
+            histogram = self._requests.labels(method if method in _METHODS else "other", route, str(status))
+            if method in _METHODS:
+                self._known_requests[key] = histogram
+        histogram.observe(duration_s)
 
     def observe_commit(self, outcome_count: int, duration_s: float) -> None:
         """Takes note of a group commit that succeeded."""

@@ -17,7 +17,7 @@ import msgspec
 from app.bodies import decode_body
 from app.user_rows import NO_ROWS, UserRowReader, UserRows
 from models.codec import encode_json
-from models.decisions import SCORE_SUBJECT, RowRead, ScoreDecided, encode_decision, encode_matrix
+from models.decisions import SCORE_SUBJECT, RowRead, encode_decision, encode_matrix
 from models.errors import StoreError
 from models.features import FEATURES, Assembler, Feature, Matrix, Moment
 from models.profile_schema import ProfileFeatures
@@ -95,17 +95,19 @@ class Scoring:
         model = self._scorer.model
         asked = decode_body(body, model.decode if model else self._decode_any)
         profile = decode_body(asked.profile_features, self._read_profile)
-        decided = _Decided(asked=asked, request_id=asked.request_id or request_id, now=self._now())
-        rate = self._decisions.admit(decided.request_id)
+        request_id, now = asked.request_id or request_id, self._now()
+        rate = self._decisions.admit(request_id)
         if model is None:
+            decided = _Decided(asked=asked, request_id=request_id, now=now)
             return self._finish(decided, prior_scores(len(asked.ids), "no_model"), rate)
         rows, problem = self._fetch(asked.user_id, model)
-        moment = Moment(now=decided.now, profile=profile, context=asked.context, rows=rows.rows)
+        moment = Moment(now=now, profile=profile, context=asked.context, rows=rows.rows)
         matrix = model.assembler.matrix(asked.features, moment)
         scores = await self._scorer.score(model, matrix, deadline=deadline)
         if scores.degraded_reason is None and problem:
             scores = attrs.evolve(scores, degraded_reason=problem)
-        return self._finish(attrs.evolve(decided, model=model, matrix=matrix, rows=rows.read), scores, rate)
+        decided = _Decided(asked=asked, request_id=request_id, now=now, model=model, matrix=matrix, rows=rows.read)
+        return self._finish(decided, scores, rate)
 
     def _fetch(self, user_id: str, model: Model) -> tuple[UserRows, str | None]:
         """Reads the user's rows; without a readable store their features are missing, and the answer says so."""
@@ -148,21 +150,22 @@ class _Decided:
 
 
 def _log_entry(decided: _Decided, scores: Scores, model: Model | None, rate: float) -> bytes:
+    """Encodes a ``ScoreDecided``; as a dict, for all of it is known to be valid and validators cost time."""
     return encode_decision(
-        ScoreDecided(
-            request_id=decided.request_id,
-            user_id=decided.asked.user_id,
-            now=decided.now,
-            model_version=model.version if model else None,
-            policy=POLICY,
-            propensity=GREEDY_PROPENSITY,
-            sample_rate=rate,
-            degraded_reason=scores.degraded_reason,
-            candidates=decided.asked.ids,
-            scores=scores.values,
-            feature_hash=model.card.feature_hash if model else None,
-            matrix=encode_matrix(decided.matrix) if model and decided.matrix is not None else None,
-            context=decided.asked.context,
-            rows=decided.rows,
-        )
+        {
+            "request_id": decided.request_id,
+            "user_id": decided.asked.user_id,
+            "now": decided.now,
+            "model_version": model.version if model else None,
+            "policy": POLICY,
+            "propensity": GREEDY_PROPENSITY,
+            "sample_rate": rate,
+            "degraded_reason": scores.degraded_reason,
+            "candidates": decided.asked.ids,
+            "scores": scores.values,
+            "feature_hash": model.card.feature_hash if model else None,
+            "matrix": encode_matrix(decided.matrix) if model and decided.matrix is not None else None,
+            "context": decided.asked.context,
+            "rows": decided.rows,
+        }
     )

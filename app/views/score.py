@@ -27,7 +27,7 @@ DEADLINE_MS = 40
 MAX_DEADLINE_MS = 60_000
 MAX_IN_FLIGHT = 512
 
-_NO_STORE = {"Cache-Control": "no-store"}
+_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
 
 class Answers(Protocol):
@@ -56,7 +56,7 @@ def score_routes(scoring: Answers) -> web.RouteTableDef:
             answer = await scoring.answer(body, request_id=request[REQUEST_ID], deadline=deadline)
         finally:
             in_flight -= 1
-        return web.Response(body=answer, content_type="application/json", headers=_NO_STORE)
+        return web.Response(body=answer, headers=_HEADERS)
 
     return routes
 

@@ -1,7 +1,9 @@
 """``POST /score`` beside a FastAPI scorer, beside itself without a model, beside consumption, and through alias moves.
 
 Everything runs on this machine: the worker with its NATS server and its decision log on, the peer on uvicorn, and the
-clients in a process of their own. Each round measures all of them one after the other; the ratio is taken within it.
+clients in a process of their own. What is measured has the first core, everything else shares the second one, so that
+the figures don't tell whom the scheduler preferred. Each round measures all, one after the other; the ratio is taken
+within it.
 """
 
 import asyncio
@@ -20,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import nats
 import numpy as np
 import xgboost
@@ -28,6 +31,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 from harness import free_port  # noqa: E402 (found by the line above)
+from score_features import ADDED  # noqa: E402
 
 from models.card import Card, TrainingData, feature_hash  # noqa: E402
 from models.features import FEATURES, Assembler  # noqa: E402
@@ -40,12 +44,8 @@ CLIENTS = 32
 EVENTS_PER_S = 5_000
 MOVES = 200
 SCORED, LOGGED = '"degraded":false', '"logged":true'
-COLUMNS = [
-    *(name for name, feature in FEATURES.items() if feature.source == "candidate"),
-    *("completion_rate_7d", "acceptance_rate_30d", "dismissal_rate_30d", "preferred_hour"),
-    *("current_streak_days", "days_since_signup", "open_task_count"),
-    *("hour_local", "is_weekend", "hours_since_sync", "provider_count", "synced_task_count"),
-]
+COLUMNS = [*(name for name, feature in FEATURES.items() if feature.source == "candidate"), *ADDED]
+DECLARED = {**FEATURES, **ADDED}
 PROFILE = {
     **{"completion_rate_7d": 0.61, "acceptance_rate_30d": 0.34, "dismissal_rate_30d": 0.22, "preferred_hour": 9},
     **{"current_streak_days": 4, "days_since_signup": 210, "open_task_count": 17},
@@ -74,7 +74,7 @@ def make_model(seed: int) -> tuple[bytes, Card]:
         created_at=now,
         artifact_hash=hashlib.sha256(artifact).hexdigest(),
         feature_hash=feature_hash(COLUMNS),
-        inputs=Assembler(COLUMNS).inputs,
+        inputs=Assembler(COLUMNS, DECLARED).inputs,
         training=training,
         parameters={"trees": TREES},
         metrics=(),
@@ -86,16 +86,22 @@ def make_model(seed: int) -> tuple[bytes, Card]:
 
 
 def make_request(port: int) -> bytes:
-    """The HTTP request that is sent again and again: 20 candidates of 12 features and a profile."""
+    """The HTTP request that is sent again and again: 20 candidates of 24 features each, and a profile; 12 kB."""
     rng = np.random.default_rng(7)
-    own = [name for name in COLUMNS if FEATURES[name].source == "candidate"]
     candidates = [
-        {"id": f"tip-{number}", "features": {name: round(float(rng.random()), 4) for name in own}}
+        {"id": f"tip-{number}", "features": {name: round(float(rng.random()), 4) for name in COLUMNS}}
         for number in range(CANDIDATES)
     ]
     body = json.dumps({"user_id": "ada", "candidates": candidates, "profile_features": PROFILE}).encode()
     head = f"POST /score HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def pin(pid: int, core: int) -> None:
+    """Keeps a process on one core, with all the threads that it has; those to come inherit it."""
+    if (os.cpu_count() or 1) > 1:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setaffinity(int(thread), {core})
 
 
 @contextlib.contextmanager
@@ -106,6 +112,10 @@ def process(command: list[str], env: dict[str, str], port: int, path: str, ready
     ) as child:
         try:
             wait_for(port, path, ready)
+            pin(child.pid, 0)
+            pin(os.getpid(), 1)
+            if "STATE_DIR" in env:
+                pin(json.loads((Path(env["STATE_DIR"]) / "server.json").read_text())["pid"], 1)
             yield child.pid
         finally:
             child.send_signal(signal.SIGTERM)
@@ -113,7 +123,7 @@ def process(command: list[str], env: dict[str, str], port: int, path: str, ready
 
 def fetch(port: int, path: str) -> str:
     """The body of a GET."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=15)
     try:
         connection.request("GET", path)
         return connection.getresponse().read().decode()
@@ -137,6 +147,7 @@ def worker(folder: Path, registry: str, ready: str) -> Iterator[int]:
     """A worker with its own NATS server; yields its port."""
     port = free_port()
     env = {"STATE_DIR": str(folder), "MODEL_REGISTRY": registry, "HTTP_PORT": str(port), "LOG_FORMAT": "json"}
+    env |= {"PLUGINS": "score_features", "PYTHONPATH": str(HERE)}
     with process([sys.executable, "-m", "app", "worker"], env, port, "/health", ready):
         yield port
 
@@ -251,7 +262,7 @@ def expected_answer(version: str, artifact: bytes) -> str:
     rows = [[one["features"].get(name, PROFILE.get(name)) for name in COLUMNS] for one in body["candidates"]]
     scores = booster.inplace_predict(np.array(rows, dtype=np.float32)).tolist()
     found = [{"id": one["id"], "score": score} for one, score in zip(body["candidates"], scores, strict=True)]
-    return f'"model_version":"{version}","scores":{json.dumps(found, separators=(",", ":"))}'
+    return f'"model_version":"{version}","scores":{msgspec.json.encode(found).decode()}'
 
 
 def measure_moves(folder: Path) -> None:
