@@ -7,6 +7,7 @@ the switches of coverage alone are passed on.
 
 import asyncio
 import ctypes
+import io
 import json
 import logging
 import os
@@ -207,7 +208,7 @@ class Worker:
         timeout = aiohttp.ClientTimeout(total=15)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.post(self.http + path, data=payload, headers=given) as response,
+            session.post(self.http + path, data=io.BytesIO(payload), headers=given) as response,
         ):
             return Answer(response.status, response.headers, await response.text())
 
