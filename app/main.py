@@ -20,24 +20,26 @@ import click
 from aiohttp import web
 
 from app.cards import open_registry
+from app.generating import GenerateConfig, Generating
 from app.metrics import Metrics
 from app.middleware import BODY_LIMIT_BYTES, LINE_LIMIT_BYTES, middlewares
 from app.openapi import openapi_document, operations_of
 from app.openapi_schemas import Json
 from app.plugin_checks import check_plugin
 from app.plugins import Plugin, find_plugins, load_plugin, plugin_of
-from app.prompts import running_catalog, with_prompts
+from app.prompts import gateway_config, running_catalog, with_prompts
 from app.rows import ROWS, RowReader
 from app.scoring import Scoring
 from app.serving import ModelServing, Starter, train_starter
 from app.settings import Settings
 from app.user_rows import UserRowReader
-from app.views import docs, health, metrics, models, score, state
+from app.views import docs, generate, health, metrics, models, score, state
 from models.errors import PluginError, SettingsError, StoreUnwritable
 from models.features import FEATURES
 from models.profile_reader import ProfileReader, UnknownFeatures
 from models.scorer import Scorer
 from prompts.catalog import Catalog
+from prompts.gateway import Gateway
 from state.schema import examine_database, has_database
 from state.store import store_path
 from streams.access import Access
@@ -93,11 +95,12 @@ class App:
         self.nats_url: str | None = None
         self.ended = asyncio.Event()
         self.catalog: Catalog | None = None
+        self.gateway: Gateway | None = None
         self.decisions = DecisionLog(settings.state_dir)
         self._broker: Broker | None = None
         self._service: StreamService | None = None
         self._running: asyncio.Task[None] | None = None
-        self.http.cleanup_ctx.extend([self._provide_prompts, self._provide_server])
+        self.http.cleanup_ctx.extend([self._provide_prompts, self._provide_gateway, self._provide_server])
         self.http.cleanup_ctx.extend([self._provide_broker, self._provide_decisions])
         self.http.cleanup_ctx.extend([self._provide_models, self._provide_service])
 
@@ -170,7 +173,7 @@ class App:
         health = with_reasons(self._service.health(), self._refused) if self._service else self._health_without_nats()
         health = with_model(health, self.models.health())
         if self.catalog:
-            health = with_prompts(health, self.catalog, self.settings)
+            health = with_prompts(health, self.catalog, self.settings, self.gateway)
         return with_decisions(health, judge_decisions(self.decisions.facts()))
 
     def _health_without_nats(self) -> Health:
@@ -191,6 +194,15 @@ class App:
     async def _provide_prompts(self, _: web.Application) -> AsyncIterator[None]:
         async with running_catalog(self.settings, self.prompt_folders) as catalog:
             self.catalog = catalog
+            yield
+
+    async def _provide_gateway(self, _: web.Application) -> AsyncIterator[None]:
+        config = gateway_config(self.settings)
+        if config is None:
+            yield
+            return
+        async with Gateway(config) as gateway:
+            self.gateway = gateway
             yield
 
     async def _provide_server(self, _: web.Application) -> AsyncIterator[None]:
@@ -274,11 +286,13 @@ def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None, starte
     app = App(settings, starter=starter)
     reader = RowReader(store_path(settings.state_dir))
     app.http[ROWS] = reader
+    scoring, generating = _provide_answers(app)
     for routes, operations in (
         (health.health_routes(app), health.OPERATIONS),
         (state.state_routes(reader), state.OPERATIONS),
         (metrics.metrics_routes(app.metrics), metrics.OPERATIONS),
-        (score.score_routes(_provide_scoring(app)), score.OPERATIONS),
+        (score.score_routes(scoring), score.OPERATIONS),
+        (generate.generate_routes(generating), generate.OPERATIONS),
         (models.models_routes(open_registry(settings), app.models.served), models.OPERATIONS),
         (docs.docs_routes(app.openapi), docs.OPERATIONS),
     ):
@@ -302,8 +316,8 @@ def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None, starte
     return app
 
 
-def _provide_scoring(app: App) -> Scoring:
-    """Builds what answers ``/score``."""
+def _provide_answers(app: App) -> tuple[Scoring, Generating]:
+    """Builds what answers ``/score`` and ``/generate``."""
     rows = UserRowReader(store_path(app.settings.state_dir))
 
     async def close_rows(_: web.Application) -> None:
@@ -312,7 +326,27 @@ def _provide_scoring(app: App) -> Scoring:
     app.http.on_cleanup.append(close_rows)
     unknown = UnknownFeatures(app.metrics.count_unknown_feature)
     profiles = ProfileReader(unknown=unknown, outside=app.metrics.count_outside_feature)
-    return Scoring(app.models.scorer, rows, profiles.read, app.decisions, features=app.features)
+
+    def catalog() -> Catalog:
+        assert app.catalog, "there is one before a request is answered"
+        return app.catalog
+
+    settings = app.settings
+    generating = Generating(
+        GenerateConfig(
+            model=settings.llm_model,
+            fallback_model=settings.llm_fallback_model,
+            defaults=settings.default_prompt_version,
+        ),
+        catalog=catalog,
+        gateway=lambda: app.gateway,
+        rows=rows,
+        read_profile=profiles.read,
+        decisions=app.decisions,
+        observe=app.metrics.observe_generation,
+    )
+    app.metrics.add_tokens(lambda: app.gateway.ledger.facts() if app.gateway else {})
+    return Scoring(app.models.scorer, rows, profiles.read, app.decisions, features=app.features), generating
 
 
 def check_state_dir(path: Path) -> None:

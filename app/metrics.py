@@ -7,8 +7,9 @@ statuses), never a key, path or id; the one exception, names of unknown profile 
 same; only requests, their profile features and commits are counted here. The route is app/views/metrics.py.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import attrs
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -16,6 +17,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from app.views.health import HealthSource
+from prompts.ledger import ModelTokens
+from prompts.registry import Variant
 from streams.health import ConsumerHealth, DecisionHealth, HandlerCounts, Health, Status
 
 
@@ -86,6 +89,22 @@ DECISIONS_SAMPLED = _counter(
 DECISIONS_BUFFERED = _gauge("tipstream_decisions_buffered", "Decisions in memory, to be stored [decisions]")
 DECISIONS_SPOOL = _gauge("tipstream_decisions_spool_bytes", "Size of the files in which decisions wait [bytes]")
 DECISIONS_RATE = _gauge("tipstream_decisions_rate", "Share of the decisions that is logged at the moment [ratio]")
+GENERATIONS = _counter(
+    "tipstream_generations_total",
+    "Tips that were answered, by prompt variant and by what took the place of the asked model [tips]",
+    labels=("version", "fallback"),
+)
+GENERATION_SECONDS = _times(
+    "tipstream_generation_seconds", "Time from a request to its tip, by what made it [seconds]", labels=("fallback",)
+)
+FAILED_CHECKS = _counter(
+    "tipstream_failed_checks_total", "Checks that texts of models did not pass [checks]", labels=("version", "check")
+)
+TOKENS = _counter(
+    "tipstream_llm_tokens_total",
+    "Tokens of models: counted ones exactly, others at most so many [tokens]",
+    labels=("model", "kind", "counted"),
+)
 UP_STATUS = _gauge("tipstream_up_status", "1 for the status that /health has now [0 or 1]", labels=("status",))
 
 METRICS: tuple[MetricSpec, ...] = (
@@ -95,6 +114,7 @@ METRICS: tuple[MetricSpec, ...] = (
     *(DECISIONS_PUBLISHED, DECISIONS_DROPPED, DECISIONS_SAMPLED, DECISIONS_BUFFERED, DECISIONS_SPOOL, DECISIONS_RATE),
     *(CONNECTED, RTT, UNHANDLED, UP_STATUS),
     *(PROFILE_UNKNOWN, PROFILE_OUTSIDE),
+    *(GENERATIONS, GENERATION_SECONDS, FAILED_CHECKS, TOKENS),
 )
 
 _OF_HANDLER: Mapping[MetricSpec, Callable[[HandlerCounts], float]] = {
@@ -112,7 +132,28 @@ _OF_CONSUMER: Mapping[MetricSpec, Callable[[ConsumerHealth], float | None]] = {
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_GENERATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 _COMMIT_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
+
+
+class Generated(Protocol):
+    """A tip that was answered, as far as it is counted."""
+
+    @property
+    def variant(self) -> Variant:
+        """The prompt variant."""
+
+    @property
+    def fallback(self) -> str:
+        """What took the place of the asked model."""
+
+    @property
+    def began(self) -> float:
+        """When the request came, on the monotonic clock."""
+
+    @property
+    def failed_checks(self) -> Iterable[str]:
+        """Checks that texts did not pass."""
 
 
 class Metrics:
@@ -126,6 +167,11 @@ class Metrics:
         self._outcomes = Counter(COMMIT_OUTCOMES.name, COMMIT_OUTCOMES.help, registry=self._registry)
         self._unknown = _labelled(PROFILE_UNKNOWN, self._registry)
         self._outside = _labelled(PROFILE_OUTSIDE, self._registry)
+        self._generations = Counter(GENERATIONS.name, GENERATIONS.help, GENERATIONS.labels, registry=self._registry)
+        self._generation_seconds = _histogram(GENERATION_SECONDS, _GENERATION_BUCKETS_S, self._registry)
+        self._failed_checks = Counter(
+            FAILED_CHECKS.name, FAILED_CHECKS.help, FAILED_CHECKS.labels, registry=self._registry
+        )
         self._registry.register(_HealthCollector(source))
         ProcessCollector(registry=self._registry)
 
@@ -152,9 +198,38 @@ class Metrics:
         """Takes note of a profile feature, one of the contract, whose value is outside of its range."""
         self._outside.labels(name).inc()
 
+    def observe_generation(self, made: Generated) -> None:
+        """Takes note of a tip that was answered."""
+        version = made.variant.version
+        self._generations.labels(version, made.fallback).inc()
+        self._generation_seconds.labels(made.fallback).observe(time.monotonic() - made.began)
+        for check in made.failed_checks:
+            self._failed_checks.labels(version, check).inc()
+
+    def add_tokens(self, source: Callable[[], Mapping[str, ModelTokens]]) -> None:
+        """Shows what a ledger of tokens says, read at each scrape."""
+        self._registry.register(_TokenCollector(source))
+
     def render(self) -> bytes:
         """All metrics in Prometheus' text format, version 0.0.4."""
         return generate_latest(self._registry)
+
+
+class _TokenCollector(Collector):
+    """Reads the ledger of tokens once a scrape."""
+
+    def __init__(self, source: Callable[[], Mapping[str, ModelTokens]]) -> None:
+        self._source = source
+
+    def collect(self) -> Iterable[Metric]:
+        """Tokens by model; those of calls without a count are the most that they can have been."""
+        samples = [
+            ((model, kind, counted), getattr(usage, f"{kind}_tokens"))
+            for model, tokens in self._source().items()
+            for counted, usage in (("yes", tokens.exact), ("no", tokens.most))
+            for kind in ("prompt", "completion")
+        ]
+        yield _family(TOKENS, samples)
 
 
 class _HealthCollector(Collector):

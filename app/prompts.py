@@ -15,10 +15,12 @@ import attrs
 
 from app.settings import Settings
 from prompts.catalog import Catalog
+from prompts.gateway import Gateway, GatewayConfig
 from prompts.registry import SHIPPED
 from prompts.releases import RECORD
 from prompts.selection import FALLBACK, check_defaults, default_problems
-from streams.health import Health, PromptHealth, with_reasons
+from prompts.wire import WireConfig
+from streams.health import Health, LlmHealth, PromptHealth, with_reasons
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +63,27 @@ async def running_catalog(
         await asyncio.to_thread(catalog.refresh)
 
 
-def with_prompts(health: Health, catalog: Catalog, settings: Settings) -> Health:
-    """Adds what is served; a file that is not, and a default that has vanished, are not as they should be."""
+def gateway_config(settings: Settings) -> GatewayConfig | None:
+    """Where the gateway is and how its answers are kept; None when there is none."""
+    if settings.litellm_url is None:
+        return None
+    wire = WireConfig(url=settings.litellm_url, api_key=settings.litellm_api_key)
+    return GatewayConfig(wire=wire, cache_s=settings.llm_cache_s)
+
+
+def with_prompts(health: Health, catalog: Catalog, settings: Settings, gateway: Gateway | None) -> Health:
+    """Adds what is served; a file that is not, a default that has vanished and a model that fails are told."""
     defaults = settings.default_prompt_version
-    shown = PromptHealth(versions=list(catalog.variants), default=list(defaults or (FALLBACK,)))
+    calls = gateway.health() if gateway else None
+    shown = PromptHealth(
+        versions=list(catalog.variants),
+        default=list(defaults or (FALLBACK,)),
+        gateway=LlmHealth(**attrs.asdict(calls)) if calls else None,
+    )
     reasons = [*catalog.problems, *default_problems(defaults, catalog.variants)]
+    reasons += (
+        [f"gateway: model {model} failed lately and is left alone" for model in calls.open_models] if calls else []
+    )
     return with_reasons(attrs.evolve(health, prompts=shown), reasons)
 
 

@@ -18,7 +18,7 @@ from prompts.registry import VERSION
 
 HIDDEN = "****"
 NO_REGISTRY = "none"
-SCOPES = ("docs", "health", "metrics", "models", "openapi.json", "score", "state")
+SCOPES = ("docs", "feedback", "generate", "health", "metrics", "models", "openapi.json", "prompts", "score", "state")
 
 
 @attrs.frozen(kw_only=True)

@@ -82,6 +82,17 @@ def aware(instance: object, attribute: "attrs.Attribute[Any]", value: dt.datetim
         raise ValueError(f"{attribute.name}: {problem}") from error
 
 
+ID_PATTERN = r"[A-Za-z0-9._:-]{1,128}"
+_ID = re.compile(ID_PATTERN)
+
+
+def identifier(instance: object, attribute: "attrs.Attribute[Any]", value: str | None) -> None:
+    """Validator: an id from outside, which may be kept, logged and put into a header; None passes."""
+    if value is not None and not _ID.fullmatch(value):
+        shown = value if len(value) <= 40 else value[:40] + "…"
+        raise ValueError(f"{attribute.name}: expected {ID_PATTERN}, got {shown!r}")
+
+
 def filled(instance: object, attribute: "attrs.Attribute[Any]", value: str) -> None:
     """Validator: a text that has at least one character."""
     if not value:

@@ -11,14 +11,13 @@ from typing import Any
 import attrs
 import msgspec
 
-from models.codec import decoder_for
+from models.codec import ID_PATTERN, decoder_for
 from models.errors import PayloadError
 from models.features import Assembler, ScoreContext
 
 MAX_CANDIDATES = 1000
 PRIOR_SCORE = 0.5
 """The score of every candidate when no model answers: it prefers none of them, and says nothing of any."""
-ID_PATTERN = r"[A-Za-z0-9._:-]{1,128}"
 
 _ID = re.compile(ID_PATTERN)
 _IDS = re.compile(rf"(?:{ID_PATTERN}\n)*")

@@ -98,11 +98,21 @@ class DecisionHealth:
 
 
 @attrs.frozen(kw_only=True)
+class LlmHealth:
+    """The calls of the LLM gateway; ``open_models`` failed lately and are left alone."""
+
+    open_models: tuple[str, ...]
+    running: int
+    waiting: int
+
+
+@attrs.frozen(kw_only=True)
 class PromptHealth:
-    """The prompt variants that are served, and which of them answer a request that names none."""
+    """The prompt variants that are served, which of them answer a request that names none, and the LLM gateway."""
 
     versions: list[str]
     default: list[str]
+    gateway: LlmHealth | None = None
 
 
 @attrs.frozen(kw_only=True)

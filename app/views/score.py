@@ -16,11 +16,11 @@ from msgspec import Meta
 from app.bodies import read_body
 from app.middleware import REQUEST_ID
 from app.operations import Answer, Body, Operation, Parameter
-from models.codec import between
+from models.codec import ID_PATTERN, between
 from models.errors import RequestError
 from models.features import FEATURES, ScoreContext
 from models.profile_schema import ProfileFeatures
-from models.scoring import ID_PATTERN, MAX_CANDIDATES
+from models.scoring import MAX_CANDIDATES
 
 DEADLINE_HEADER = "X-Deadline-Ms"
 DEADLINE_MS = 40

@@ -1,0 +1,206 @@
+"""``POST /generate``: a tip for a user, whole or as server-sent events.
+
+The route reads the body and the deadline, watches whether its client is still there, and frames events;
+app/generating.py makes the tip. A client that leaves ends the call of its model. An event stream begins once the
+request is known to be valid, so what is wrong with one is answered as for any other.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Annotated, Protocol, TypeVar
+
+import attrs
+from aiohttp import web
+from msgspec import Meta
+
+from app.bodies import read_body
+from app.generating import Event, GenerateAnswer, GenerateRequest, Making
+from app.middleware import REQUEST_ID
+from app.operations import Answer, Body, Operation, Parameter
+from models.errors import RequestError
+from models.profile_schema import ProfileFeatures
+
+T = TypeVar("T")
+
+DEADLINE_HEADER = "X-Deadline-Ms"
+DEADLINE_MS = 20_000
+MAX_DEADLINE_MS = 60_000
+HEARTBEAT_S = 10.0
+LOOK_S = 0.1
+"""How often a client that is waited for is looked at."""
+
+
+@attrs.frozen(kw_only=True)
+class _GenerateBody(GenerateRequest):
+    """The body, as the document describes it."""
+
+    profile_features: ProfileFeatures | None = None  # type: ignore[assignment]  # it is decoded by itself
+
+
+_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+_STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+class Generates(Protocol):
+    """Whoever makes tips."""
+
+    def begin(self, body: bytes, *, request_id: str, deadline_s: float) -> Making:
+        """Takes a request; raises RequestError and PromptUnknown for one that does not fit."""
+
+    async def answer(self, making: Making) -> bytes:
+        """The answer's JSON."""
+
+    def stream(self, making: Making) -> AsyncGenerator[Event, None]:
+        """The answer's events."""
+
+
+def generate_routes(generating: Generates) -> web.RouteTableDef:
+    """The route ``/generate``."""
+    routes = web.RouteTableDef()
+
+    @routes.post("/generate")
+    async def generate(request: web.Request) -> web.StreamResponse:
+        deadline_s = read_deadline_s(request.headers.get(DEADLINE_HEADER))
+        body = await read_body(request)
+        making = generating.begin(body, request_id=request[REQUEST_ID], deadline_s=deadline_s)
+        if making.asked.stream:
+            return await send_events(request, generating.stream(making))
+        answer = await _while_there(request, generating.answer(making))
+        return web.Response(body=answer, headers=_HEADERS)
+
+    return routes
+
+
+def read_deadline_s(header: str | None) -> float:
+    """Reads the deadline that a caller sets, in seconds from now.
+
+    Raises:
+        RequestError: 400; it is no whole number of milliseconds from 1 to ``MAX_DEADLINE_MS``.
+    """
+    if header is None:
+        return DEADLINE_MS / 1000
+    if not re.fullmatch("[0-9]{1,5}", header) or not 1 <= int(header) <= MAX_DEADLINE_MS:
+        raise RequestError(400, f"{DEADLINE_HEADER}: expected milliseconds from 1 to {MAX_DEADLINE_MS}, got {header!r}")
+    return int(header) / 1000
+
+
+async def _while_there(request: web.Request, making: Awaitable[T]) -> T:
+    """Waits for a result while the client is there.
+
+    Raises:
+        ConnectionResetError: it has left; what was waited for is cancelled.
+    """
+    task = asyncio.ensure_future(making)
+    try:
+        while not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
+            _refuse_gone(request)
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def _refuse_gone(request: web.Request) -> None:
+    if request.transport is None or request.transport.is_closing():
+        raise ConnectionResetError("the client has left")
+
+
+async def send_events(request: web.Request, events: AsyncGenerator[Event, None]) -> web.StreamResponse:
+    """Sends events as they come, and a comment when none has come for ``HEARTBEAT_S``."""
+    response = web.StreamResponse(headers=_STREAM_HEADERS | {"X-Request-Id": request[REQUEST_ID]})
+    loop = asyncio.get_running_loop()
+    try:
+        await response.prepare(request)
+        quiet_since = loop.time()
+        following: asyncio.Future[Event] | None = None
+        try:
+            while True:
+                following = following or asyncio.ensure_future(anext(events))
+                if (await asyncio.wait({following}, timeout=LOOK_S))[0]:
+                    try:
+                        event = following.result()
+                    except StopAsyncIteration:
+                        break
+                    following, quiet_since = None, loop.time()
+                    await response.write(b"event: %s\ndata: %s\n\n" % (event.name.encode(), event.data))
+                    continue
+                _refuse_gone(request)
+                if loop.time() - quiet_since >= HEARTBEAT_S:
+                    quiet_since = loop.time()
+                    await response.write(b": still at it\n\n")
+        finally:
+            if following is not None and not following.done():
+                following.cancel()
+                await asyncio.wait({following})
+        await response.write_eof()
+    finally:
+        await events.aclose()
+    return response
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/generate",
+        tag="tips",
+        summary="Writes a tip for a user",
+        description=(
+            "A valid request is always answered with a tip: by the model, the fallback model, or a template made here; "
+            "`fallback`, `model` and `degraded_reason` say which. With `stream` it is server-sent events: `tip` with a "
+            "`delta` of the text, at most one `replace` with the `tip` that takes its place, and `done` with the whole "
+            "answer, which is authoritative."
+        ),
+        parameters=(
+            Parameter(
+                name=DEADLINE_HEADER,
+                where="header",
+                type=Annotated[int, Meta(ge=1, le=MAX_DEADLINE_MS)],
+                description=f"Milliseconds that the caller waits; {DEADLINE_MS} without it.",
+                is_required=False,
+            ),
+        ),
+        body=Body(
+            type=_GenerateBody,
+            example={
+                "user_id": "u-1",
+                "signals": ["completed 3 tasks this morning"],
+                "tip_kind": "focus",
+                "profile_features": {"current_streak_days": 4},
+            },
+        ),
+        answers=(
+            Answer(
+                description="A tip that has passed the variant's checks.",
+                type=GenerateAnswer,
+                example={
+                    "request_id": "r-1",
+                    "tip_id": "t-1",
+                    "tip": "Keep your streak of 4 days with the smallest task on your list.",
+                    "prompt_version": "v1",
+                    "model": "tips",
+                    "usage": {"prompt_tokens": 210, "completion_tokens": 18},
+                    "usage_estimated": False,
+                    "cost_usd": 0.0001,
+                    "cached": False,
+                    "fallback": "none",
+                    "degraded_reason": None,
+                    "logged": True,
+                },
+            ),
+            Answer(
+                description="The same as events, when `stream` is true.",
+                media_type="text/event-stream",
+                type=str,
+                example='event: tip\ndata: {"delta": "Keep"}\n\n',
+            ),
+        ),
+        errors={
+            400: f"The body is no JSON, or ends early; or {DEADLINE_HEADER} is not in its range.",
+            408: "The body did not arrive in time.",
+            415: "The Content-Type is not application/json.",
+            422: "A field is missing or does not fit, or the prompt version is not served; the detail names it.",
+        },
+    ),
+)
