@@ -33,7 +33,7 @@ from app.scoring import Scoring
 from app.serving import ModelServing, Starter, train_starter
 from app.settings import Settings
 from app.user_rows import UserRowReader
-from app.views import docs, generate, health, metrics, models, score, state
+from app.views import docs, feedback, generate, health, metrics, models, prompts, score, state
 from models.errors import PluginError, SettingsError, StoreUnwritable
 from models.features import FEATURES
 from models.profile_reader import ProfileReader, UnknownFeatures
@@ -157,6 +157,11 @@ class App:
     def prompt_folders(self) -> list[Path]:
         """The folders of prompt variants that plugins bring."""
         return [folder for plugin in self.plugins for folder in plugin.prompt_folders]
+
+    @property
+    def broker(self) -> Broker | None:
+        """The connection to NATS, once it has been begun; None when NATS is disabled."""
+        return self._broker
 
     @property
     def service(self) -> StreamService | None:
@@ -293,6 +298,8 @@ def build(settings: Settings, *, plugins: Sequence[Plugin] | None = None, starte
         (metrics.metrics_routes(app.metrics), metrics.OPERATIONS),
         (score.score_routes(scoring), score.OPERATIONS),
         (generate.generate_routes(generating), generate.OPERATIONS),
+        (feedback.feedback_routes(app), feedback.OPERATIONS),
+        (prompts.prompts_routes(store_path(settings.state_dir)), prompts.OPERATIONS),
         (models.models_routes(open_registry(settings), app.models.served), models.OPERATIONS),
         (docs.docs_routes(app.openapi), docs.OPERATIONS),
     ):
@@ -345,7 +352,7 @@ def _provide_answers(app: App) -> tuple[Scoring, Generating]:
         decisions=app.decisions,
         observe=app.metrics.observe_generation,
     )
-    app.metrics.add_tokens(lambda: app.gateway.ledger.facts() if app.gateway else {})
+    app.metrics.show_tokens(lambda: app.gateway.ledger.facts() if app.gateway else {})
     return Scoring(app.models.scorer, rows, profiles.read, app.decisions, features=app.features), generating
 
 

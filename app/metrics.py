@@ -172,6 +172,8 @@ class Metrics:
         self._failed_checks = Counter(
             FAILED_CHECKS.name, FAILED_CHECKS.help, FAILED_CHECKS.labels, registry=self._registry
         )
+        self._tokens = _TokenCollector()
+        self._registry.register(self._tokens)
         self._registry.register(_HealthCollector(source))
         ProcessCollector(registry=self._registry)
 
@@ -206,9 +208,9 @@ class Metrics:
         for check in made.failed_checks:
             self._failed_checks.labels(version, check).inc()
 
-    def add_tokens(self, source: Callable[[], Mapping[str, ModelTokens]]) -> None:
+    def show_tokens(self, source: Callable[[], Mapping[str, ModelTokens]]) -> None:
         """Shows what a ledger of tokens says, read at each scrape."""
-        self._registry.register(_TokenCollector(source))
+        self._tokens.source = source
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format, version 0.0.4."""
@@ -218,14 +220,14 @@ class Metrics:
 class _TokenCollector(Collector):
     """Reads the ledger of tokens once a scrape."""
 
-    def __init__(self, source: Callable[[], Mapping[str, ModelTokens]]) -> None:
-        self._source = source
+    def __init__(self) -> None:
+        self.source: Callable[[], Mapping[str, ModelTokens]] = dict
 
     def collect(self) -> Iterable[Metric]:
         """Tokens by model; those of calls without a count are the most that they can have been."""
         samples = [
             ((model, kind, counted), getattr(usage, f"{kind}_tokens"))
-            for model, tokens in self._source().items()
+            for model, tokens in self.source().items()
             for counted, usage in (("yes", tokens.exact), ("no", tokens.most))
             for kind in ("prompt", "completion")
         ]

@@ -13,7 +13,7 @@ import attrs
 import msgspec
 from aiohttp import web
 
-from models.errors import PromptUnknown, RequestError, StoreError
+from models.errors import BrokerError, PromptUnknown, RequestError, StoreError
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -59,6 +59,11 @@ class ProblemDocument:
 PROBLEMS: Mapping[type[BaseException], Problem] = {
     StoreError: Problem(
         status=503, detail="the store can't be used at the moment; /health says why", headers={"Retry-After": "1"}
+    ),
+    BrokerError: Problem(
+        status=503,
+        detail="NATS can't be used at the moment, and nothing is known to be stored: send the same again",
+        headers={"Retry-After": "1"},
     ),
     web.RequestPayloadError: Problem(status=400, detail="the body ends early, or is not encoded as its headers say"),
 }

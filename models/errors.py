@@ -26,6 +26,7 @@ The tree, three levels deep at most::
     ├── PromptError             a prompt can't be rendered with what was given
     │   └── PromptUnknown       no variant of that version is served
     ├── GatewayError            the LLM gateway gave no answer that can be used
+    ├── ReportError             a report can't be drawn
     ├── NetworkRefused          a handler wants to connect while it is replayed
     └── RequestError            an HTTP request can't be answered as asked
 
@@ -266,6 +267,10 @@ class GatewayError(AppError):
         self.detail = detail
         self.may_retry = may_retry
         self.retry_after_s = retry_after_s
+
+
+class ReportError(AppError):
+    """A report can't be drawn; the message says what is missing."""
 
 
 class NetworkRefused(AppError):

@@ -56,7 +56,7 @@ class PromptDay:
     """The logged answers that one prompt variant led to on one day (UTC).
 
     Args:
-        impressions: how many were logged.
+        impressions: how many were logged, those apart whose client had left before its tip was there (``abandoned``).
         impression_thousandths: how many they stand for, in thousandths; while the log is sampled at a rate of 0.1, one
             stands for ten.
         priced: how many of them have a known cost, whose sum is ``cost_micro_usd``.
@@ -65,6 +65,7 @@ class PromptDay:
     """
 
     impressions: int = 0
+    abandoned: int = 0
     impression_thousandths: int = 0
     fallbacks: int = 0
     failed_checks: int = 0

@@ -33,7 +33,7 @@ from app.cli.group import CliEnv, cli
 
 START_S = 15.0
 STOP_S = 15.0
-DURABLES = ("tipstream-feedback", "tipstream-signals")
+DURABLES = ("tipstream-feedback", "tipstream-generations", "tipstream-signals")
 DAY = "2026-03-01"
 
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
@@ -165,7 +165,7 @@ class Worker:
     async def consume(self) -> Self:
         """Starts the process and waits until both durables are attached."""
         await self.start()
-        await wait_until(lambda: len(self.said("attached")) >= len(DURABLES), START_S, what="both durables attached")
+        await wait_until(lambda: len(self.said("attached")) >= len(DURABLES), START_S, what="all durables attached")
         return self
 
     @property

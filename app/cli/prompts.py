@@ -12,6 +12,7 @@ from typing import BinaryIO
 import attrs
 import click
 
+from app.cli.report import report_command
 from app.cli.session import HasEnvironment, build_app, print_json, print_table
 from app.logs import one_line
 from app.prompts import open_catalog
@@ -132,3 +133,6 @@ def _facts(variant: Variant) -> dict[str, object]:
         "hash": variant.content_hash,
         "file": str(variant.file),
     }
+
+
+prompts.add_command(report_command)

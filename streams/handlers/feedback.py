@@ -1,4 +1,9 @@
-"""Rewards of tips: counted by the day on which they occurred, and logged."""
+"""Rewards of tips: the first one of a tip counts, for ever; counted by day, prompt variant and model.
+
+The row that says which reward counts and the counts change in one transaction, in the lane of that row's key, so that
+neither a repeated request, nor a redelivery, nor two clients at once count a tip twice. The server's duplicate window
+only keeps repeats of the last minutes out of the stream. models/rewards.py makes a report of the counts.
+"""
 
 import datetime as dt
 import logging
@@ -6,6 +11,8 @@ import logging
 import attrs
 
 from models.events import TipRewarded
+from models.rewards import ACCEPTED_FROM, day_key
+from models.rows import Reward, RewardDay
 from state.tables import Table
 from streams.context import Context
 from streams.subjects import SubjectTable
@@ -13,22 +20,41 @@ from streams.subjects import SubjectTable
 log = logging.getLogger(__name__)
 
 
-@attrs.frozen(kw_only=True)
-class RewardDay:
-    """The rewards of one day (UTC): how many, and their sum in millionths."""
-
-    count: int = 0
-    reward_millionths: int = 0
+def reward_key(event: TipRewarded) -> str:
+    """The key of the tip's row; the length keeps ``a:b`` of ``c`` apart from ``a`` of ``b:c``."""
+    return f"{len(event.request_id)}:{event.request_id}:{event.tip_id}"
 
 
+REWARDS = Table("rewards", Reward)
 REWARD_DAYS = Table("reward_days", RewardDay, kind="counters")
-subjects = SubjectTable("feedback", tables=[REWARD_DAYS])
+PROMPT_REWARD_DAYS = Table("prompt_reward_days", RewardDay, kind="counters")
+MODEL_REWARD_DAYS = Table("model_reward_days", RewardDay, kind="counters")
+
+subjects = SubjectTable(
+    "feedback", tables=[REWARDS, REWARD_DAYS, PROMPT_REWARD_DAYS, MODEL_REWARD_DAYS], key=reward_key
+)
 
 
 @subjects.on("feedback.tip.rewarded")
 async def tip_rewarded(event: TipRewarded, ctx: Context) -> None:
-    """Counts the reward under the day on which it occurred."""
-    day = event.occurred_at.astimezone(dt.UTC).date().isoformat()
-    ctx.add(REWARD_DAYS, day, "count", 1)
-    ctx.add(REWARD_DAYS, day, "reward_millionths", round(event.reward * 1_000_000))
+    """Keeps and counts the first reward of a tip, under the day on which it occurred; later ones are only counted."""
+    key = reward_key(event)
+    known = ctx.get(REWARDS, key)
+    if known is not None:
+        ctx.put(REWARDS, key, attrs.evolve(known, ignored=known.ignored + 1))
+        return
+    ctx.put(REWARDS, key, Reward(**attrs.asdict(event)))
+    day = event.occurred_at.astimezone(dt.UTC).date()
+    _count(ctx, REWARD_DAYS, day.isoformat(), event.reward)
+    if event.prompt_version:
+        _count(ctx, PROMPT_REWARD_DAYS, day_key(day, event.prompt_version), event.reward)
+    if event.model_version:
+        _count(ctx, MODEL_REWARD_DAYS, day_key(day, event.model_version), event.reward)
     log.info("tip rewarded", extra={"fields": {"stream": ctx.message.stream, "seq": ctx.message.seq}})
+
+
+def _count(ctx: Context, table: Table[RewardDay], key: str, reward: float) -> None:
+    ctx.add(table, key, "count", 1)
+    ctx.add(table, key, "reward_millionths", round(reward * 1_000_000))
+    if reward >= ACCEPTED_FROM:
+        ctx.add(table, key, "accepted", 1)

@@ -76,14 +76,14 @@ async def test_plan_shows_what_an_administrator_changed(tmp_path: Path, nats_ser
     with Worker(tmp_path, NATS_URL=nats_server.url) as worker:
         await worker.consume()
         client = await connect(nats_server.url)
-        config = (await client.jetstream().consumer_info("SIGNALS", DURABLES[1])).config
+        config = (await client.jetstream().consumer_info("SIGNALS", DURABLES[-1])).config
         config.ack_wait = 99
         await client.jetstream().add_consumer("SIGNALS", config)
         await client.close()
         health = await worker.wait_health(lambda health: health["status"] == "degraded", what="degraded")
         assert any("ack_wait" in reason and "streams plan" in reason for reason in health["reasons"])
         plan = await run_app("streams", "plan", worker=worker)
-        assert plan.code == 3 and f"consumer\t{DURABLES[1]}\tupdate\tack_wait: 99" in plan.out
+        assert plan.code == 3 and f"consumer\t{DURABLES[-1]}\tupdate\tack_wait: 99" in plan.out
         assert (await run_app("streams", "apply", worker=worker)).code == 0
         await worker.wait_ok()
         assert (await run_app("send", SUBJECT, GOOD, worker=worker)).code == 0

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import NatsServer
+from harness import NatsServer, wait_until
 from service_kit import Step, client, payload, publish, rows_become, running_service, step_table, stream_is_there
 
 from streams.context import Context
@@ -26,7 +26,7 @@ async def test_service_names_the_handler_that_blocks_the_loop(
             await publish(nc, [payload("ana", n) for n in range(3)])
         await rows_become(tmp_path, {"ana": [0, 1, 2]})
         await running.says("in steps.step (service_kit.py:")
-        assert running.service.health().status == "degraded"
+        await wait_until(lambda: running.service.health().status == "degraded", what="it is no longer down")
     found = [record for record in caplog.records if record.getMessage() == "the event loop stands still"]
     assert [record.__dict__["fields"]["handler"] for record in found] == ["steps.step"]
     assert any(line.startswith("test_watchdog.py:") for line in found[0].__dict__["fields"]["frames"])

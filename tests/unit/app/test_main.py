@@ -74,10 +74,13 @@ def test_app_adds_routes_of_others(settings: Settings) -> None:
 def test_build_has_all_tables_and_routes(settings: Settings) -> None:
     """What ships is there: two subject tables and the documented routes."""
     app = build(settings)
-    assert [table.name for table in app.subject_tables] == ["feedback", "signals"]
+    assert [table.name for table in app.subject_tables] == ["feedback", "generations", "signals"]
     assert {resource.canonical for resource in app.http.router.resources()} == {
         "/docs",
         "/openapi.json",
+        "/generate",
+        "/feedback",
+        "/prompts/analytics",
         "/health",
         "/health/live",
         "/health/ready",

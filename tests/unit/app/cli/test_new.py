@@ -100,7 +100,7 @@ def test_new_handler_in_a_package_is_imported_by_its_dotted_name(tmp_path: Path)
     [
         ("signals.*", (), "Invalid value for SUBJECT: expected tokens parted by dots, without '*'"),
         ("signals..a", (), "Invalid value for SUBJECT: expected tokens"),
-        ("orders.new", (), "no stream has it (there is signals.>, feedback.>)"),
+        ("orders.new", (), "no stream has it (there is signals.>, feedback.>, decisions.>)"),
         ("timers.a.b", (), "no stream has it"),
         ("deadletters.a", (), "no stream has it"),
         ("signals.task.synced", (), "signals.task_synced handles 'signals.task.synced' already"),
