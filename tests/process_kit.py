@@ -163,7 +163,7 @@ class Worker:
         self.http = self.said("ready")[0]["http"]
 
     async def consume(self) -> Self:
-        """Starts the process and waits until both durables are attached."""
+        """Starts the process and waits until all durables are attached."""
         await self.start()
         await wait_until(lambda: len(self.said("attached")) >= len(DURABLES), START_S, what="all durables attached")
         return self

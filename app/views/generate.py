@@ -192,8 +192,6 @@ OPERATIONS = (
             Answer(
                 description="The same as events, when `stream` is true.",
                 media_type="text/event-stream",
-                type=str,
-                example='event: tip\ndata: {"delta": "Keep"}\n\n',
             ),
         ),
         errors={

@@ -110,7 +110,8 @@ async def test_settings_and_handlers_print_for_people_and_programs(tmp_path: Pat
         handlers = await run_app("handlers", "--json", worker=worker)
         assert handlers.code == 0
         assert [one["handler"] for one in handlers.json] == [
-            *("feedback.tip_rewarded", "signals.task_synced", "signals.tip_feedback"),
+            *("feedback.tip_rewarded", "generations.generate_decided"),
+            *("signals.task_synced", "signals.tip_feedback"),
         ]
         assert list(tmp_path.iterdir()) == []
 
@@ -154,7 +155,10 @@ async def test_audit_and_the_ways_out_of_a_loss(tmp_path: Path) -> None:
         audit = await run_app("audit", "signals", worker=worker)
         assert (audit.code, audit.out) == (0, "tipstream-signals\t1 to 2\t2\t1\t1\t0\t0\t0\t0\n")
         unknown = await run_app("audit", "nothing", worker=worker)
-        assert (unknown.code, "no subject table 'nothing'; there is feedback, signals" in unknown.err) == (2, True)
+        assert (unknown.code, "no subject table 'nothing'; there is feedback, generations, signals" in unknown.err) == (
+            2,
+            True,
+        )
         upside_down = await run_app("audit", "--from", "3", "--to", "2", worker=worker)
         assert (upside_down.code, "--to 2 is below --from 3" in upside_down.err) == (2, True)
         busy = await run_app("streams", "accept-loss", "--yes", worker=worker)

@@ -148,7 +148,7 @@ async def test_server_that_comes_late_is_waited_for(tmp_path: Path, nats_server:
         assert (await worker.get("/health/live")).status == 200
         assert (await worker.get("/health/ready")).status == 503
         nats_server.start()
-        await wait_until(lambda: len(worker.said("attached")) == 2, what="both durables attached")
+        await wait_until(lambda: len(worker.said("attached")) == 3, what="all durables attached")
         await worker.wait_ok()
         await publish(nats_server.url, REWARDED, map(rewarded, range(5)))
         await worker.wait_rewards(5)

@@ -34,7 +34,11 @@ async def test_worker_ends_in_order_and_goes_on_where_it_stopped(tmp_path: Path)
         assert [line["message"] for line in worker.logs][-2:] == ["stopping", "stopped"]
         await worker.consume()
         from_seq = {line["durable"]: line["from_seq"] for line in worker.said("attached")}
-        assert from_seq == {"tipstream-feedback": 31, "tipstream-signals": 1}  # 30 are done, the next is 31
+        assert from_seq == {
+            "tipstream-feedback": 31,
+            "tipstream-generations": 1,
+            "tipstream-signals": 1,
+        }  # 30 are done, the next is 31
         await publish(worker.nats, "feedback.tip.rewarded", [rewarded(30)])
         await worker.wait_rewards(31)
         health = await worker.wait_idle()
@@ -51,7 +55,10 @@ async def test_worker_says_where_everything_is(tmp_path: Path) -> None:
         assert ready["http"].startswith("http://127.0.0.1:") and not ready["http"].endswith((":0", ":8080"))
         assert ready["nats"] == f"{worker.nats} (embedded)"
         assert ready["state"] == str(tmp_path / "var" / "state.db")
-        assert ready["handlers"] == ["feedback.tip_rewarded", "signals.task_synced", "signals.tip_feedback"]
+        assert ready["handlers"] == [
+            *("feedback.tip_rewarded", "generations.generate_decided"),
+            *("signals.task_synced", "signals.tip_feedback"),
+        ]
         assert any("NATS_URL is unset" in line["message"] for line in worker.logs)
 
 

@@ -83,7 +83,7 @@ def settings_for(tmp_path: Path, *plugins: str, errors: str = "stop") -> Setting
 def test_module_of_setting_brings_tables_routes_and_commands(write: Write, tmp_path: Path) -> None:
     """Module-level objects of a module named in PLUGINS are taken, each once, whatever other names they have."""
     app = build(settings_for(tmp_path, write(HEAD + SUBJECTS + ROUTE + COMMAND + "same = subjects\n")))
-    assert [table.name for table in app.subject_tables] == ["feedback", "signals", "seen"]
+    assert [table.name for table in app.subject_tables] == ["feedback", "generations", "signals", "seen"]
     assert "/seen" in {resource.canonical for resource in app.http.router.resources()}
     assert [command.name for command in app.commands] == ["count-seen"]
     assert [(plugin.name[:6], plugin.origin) for plugin in app.plugins[-1:]] == [("plugin", "PLUGINS")]
@@ -238,7 +238,7 @@ def test_refused_plugin_is_named_with_file_and_line(
     if line:
         assert f"{name}.py{line}" in str(caught.value)
     app = build(settings_for(tmp_path, name, write(HEAD + SUBJECTS), errors="skip"))
-    assert [table.name for table in app.subject_tables] == ["feedback", "signals", "seen"]
+    assert [table.name for table in app.subject_tables] == ["feedback", "generations", "signals", "seen"]
     assert app.refused == [str(caught.value)]
 
 
@@ -308,7 +308,7 @@ def test_route_that_is_refused_leaves_nothing_behind(write: Write, tmp_path: Pat
     app = build(settings_for(tmp_path, name, errors="skip"))
     assert "route GET no-slash: ValueError: path should be started with /" in app.refused[0]
     assert "/seen" not in {resource.canonical for resource in app.http.router.resources()}
-    assert [table.name for table in app.subject_tables] == ["feedback", "signals"]
+    assert [table.name for table in app.subject_tables] == ["feedback", "generations", "signals"]
 
 
 def test_given_plugins_are_the_only_ones(tmp_path: Path) -> None:

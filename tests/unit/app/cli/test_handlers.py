@@ -18,7 +18,9 @@ def test_handlers_are_a_line_each() -> None:
     result = invoke("handlers", NATS_DURABLE_PREFIX="mine")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "feedback.tip_rewarded\tfeedback.tip.rewarded\tFEEDBACK\tmine-feedback\tTipRewarded\tuser_id\tfeedback",
+        "feedback.tip_rewarded\tfeedback.tip.rewarded\tFEEDBACK\tmine-feedback\tTipRewarded\treward_key\tfeedback",
+        "generations.generate_decided\tdecisions.generate\tDECISIONS\tmine-generations\tGenerateDecided\trequest_id"
+        "\tgenerations",
         "signals.task_synced\tsignals.task.synced\tSIGNALS\tmine-signals\tTaskSynced\tuser_id\tsignals",
         "signals.tip_feedback\tsignals.tip.feedback\tSIGNALS\tmine-signals\tTipFeedback\tuser_id\tsignals",
     ]
@@ -27,7 +29,7 @@ def test_handlers_are_a_line_each() -> None:
 def test_handlers_in_json_have_fields_tables_and_policy() -> None:
     """JSON has the event's fields, the tables, and the policy as it counts, NATS_MAX_DELIVER included."""
     found = json.loads(invoke("handlers", "--json", NATS_MAX_DELIVER="9").stdout)
-    first = found[1]
+    first = found[2]
     assert first["handler"] == "signals.task_synced" and first["tables"] == ["user_sync"]
     assert first["fields"] == ["user_id", "provider", "synced_at", "task_count", "cursor", "event_id"]
     assert first["policy"]["max_deliver"] == 9
@@ -40,7 +42,7 @@ def test_handlers_name_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "left_out_for_tests.py").write_text("raise ValueError\n")
     importlib.invalidate_caches()
     result = invoke("handlers", "--json", PLUGINS="left_out_for_tests", PLUGIN_ERRORS="skip")
-    assert [row["plugin"] for row in json.loads(result.stdout)] == ["feedback", "signals", "signals"]
+    assert [row["plugin"] for row in json.loads(result.stdout)] == ["feedback", "generations", "signals", "signals"]
     assert result.stderr.startswith("warning: left out: plugin 'left_out_for_tests'")
     stopped = invoke("handlers", PLUGINS="left_out_for_tests").exception
     assert isinstance(stopped, PluginError) and stopped.where[1] == 1
