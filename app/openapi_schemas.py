@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import msgspec
 
-from models.codec import Between, aware, filled
+from models.codec import ID_PATTERN, Between, aware, filled, identifier
 
 Json = dict[str, Any]
 REF = "#/components/schemas/{name}"
@@ -64,6 +64,8 @@ def promises(validator: object) -> Json:
     """What holds, in words of JSON Schema, for each value that a validator lets through."""
     if validator is filled:
         return {"minLength": 1}
+    if validator is identifier:
+        return {"pattern": f"^{ID_PATTERN}$"}
     if validator is aware:
         return {"format": "date-time"}
     if isinstance(validator, Between):

@@ -6,15 +6,14 @@ counts. So a client that got no answer, or a 503, sends the same again until it 
 
 import datetime as dt
 import hashlib
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import attrs
-import msgspec
 from aiohttp import web
 
 from app.bodies import read_json_body
 from app.operations import Answer, Body, Operation
-from models.codec import ID_PATTERN, aware, between, decoder_for, encode_json, identifier
+from models.codec import aware, between, decoder_for, encode_json, identifier
 from models.errors import BrokerUnavailable
 from models.events import TipRewarded
 from streams.broker import Broker
@@ -27,19 +26,16 @@ STORE_S = 3.0
 _ID_BYTES = 16
 
 
-Id = Annotated[str, msgspec.Meta(pattern=f"^{ID_PATTERN}$")]
-
-
 @attrs.frozen(kw_only=True)
 class FeedbackRequest:
     """What a recommender says of a tip; ``occurred_at`` is now unless given."""
 
-    user_id: Id = attrs.field(validator=identifier)
-    tip_id: Id = attrs.field(validator=identifier)
-    request_id: Id = attrs.field(validator=identifier)
+    user_id: str = attrs.field(validator=identifier)
+    tip_id: str = attrs.field(validator=identifier)
+    request_id: str = attrs.field(validator=identifier)
     reward: float = attrs.field(validator=between(0, 1))
-    prompt_version: Id | None = attrs.field(default=None, validator=identifier)
-    model_version: Id | None = attrs.field(default=None, validator=identifier)
+    prompt_version: str | None = attrs.field(default=None, validator=identifier)
+    model_version: str | None = attrs.field(default=None, validator=identifier)
     occurred_at: dt.datetime | None = attrs.field(default=None, validator=aware)
 
 

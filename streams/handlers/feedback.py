@@ -13,7 +13,7 @@ import attrs
 from models.events import TipRewarded
 from models.rewards import ACCEPTED_FROM, day_key
 from models.rows import Reward, RewardDay
-from state.tables import Table
+from state.tables import AnyTable, Table
 from streams.context import Context
 from streams.subjects import SubjectTable
 
@@ -30,9 +30,8 @@ REWARD_DAYS = Table("reward_days", RewardDay, kind="counters")
 PROMPT_REWARD_DAYS = Table("prompt_reward_days", RewardDay, kind="counters")
 MODEL_REWARD_DAYS = Table("model_reward_days", RewardDay, kind="counters")
 
-subjects = SubjectTable(
-    "feedback", tables=[REWARDS, REWARD_DAYS, PROMPT_REWARD_DAYS, MODEL_REWARD_DAYS], key=reward_key
-)
+OWN: list[AnyTable] = [REWARDS, REWARD_DAYS, PROMPT_REWARD_DAYS, MODEL_REWARD_DAYS]
+subjects = SubjectTable("feedback", tables=OWN, key=reward_key)
 
 
 @subjects.on("feedback.tip.rewarded")

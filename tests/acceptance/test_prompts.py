@@ -16,7 +16,8 @@ async def test_worker_sees_a_new_variant(tmp_path: Path) -> None:
     (folder / "v4.j2").write_text(VARIANT)
     with Worker(tmp_path, NATS_URL="", PROMPTS_DIR=str(folder), DEFAULT_PROMPT_VERSION="v4") as worker:
         await worker.start()
-        assert (await worker.health())["prompts"] == {"versions": ["v1", "v2", "v3", "v4"], "default": ["v4"]}
+        shown = {"versions": ["v1", "v2", "v3", "v4"], "default": ["v4"], "gateway": None}
+        assert (await worker.health())["prompts"] == shown
         (folder / "v5.j2").write_text(VARIANT.replace("v4", "v5"))
         await worker.wait_health(lambda now: "v5" in now["prompts"]["versions"], what="the new variant")
         (folder / "v4.j2").write_text("no variant any more")

@@ -104,7 +104,7 @@ async def test_worker_applies_rewards_of_both_tables_side_by_side(tmp_path: Path
         await worker.wait_counts("tipstream-feedback", processed=20, errors=0)
         await worker.wait_counts("tipstream-signals", processed=10, errors=0)
         row = (await worker.get(f"/state/reward_days/{DAY}")).json["row"]
-        assert row == {"count": 20, "reward_millionths": 10_000_000}  # 20 rewards of 0.5
+        assert row == {"count": 20, "reward_millionths": 10_000_000, "accepted": 20}  # 20 rewards of 0.5
 
 
 async def test_worker_keeps_the_newest_of_duplicates_and_late_events(tmp_path: Path, nats_server: NatsServer) -> None:

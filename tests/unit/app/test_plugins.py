@@ -152,8 +152,9 @@ def test_commands_of_a_group_come_with_the_group(write: Write, tmp_path: Path) -
 
 def test_shipped_handlers_come_first() -> None:
     """The files of streams/handlers/ are plugins like others."""
-    assert [(found.name, found.origin) for found in find_plugins([])][:2] == [
+    assert [(found.name, found.origin) for found in find_plugins([])][:3] == [
         ("feedback", "shipped"),
+        ("generations", "shipped"),
         ("signals", "shipped"),
     ]
 
@@ -296,7 +297,7 @@ async def seen(event: Seen, ctx: Context) -> None: ...
     build(settings_for(tmp_path))
     app = build(settings_for(tmp_path, name := write(HEAD + text), errors="skip"))
     assert f"{name}.py:18): subject table 'signals', handler 'seen': the table is in use" in app.refused[0]
-    assert [handler.name for handler in app.subject_tables[1].handlers] == [
+    assert [handler.name for handler in app.subject_tables[2].handlers] == [
         "signals.task_synced",
         "signals.tip_feedback",
     ]

@@ -85,13 +85,13 @@ def test_health_has_versions_and_reasons(settings: Settings) -> None:
     file = write(settings.prompts_dir, "v4")
     chosen = attrs.evolve(settings, default_prompt_version=("v4",))
     catalog = open_catalog(chosen, [])
-    good = with_prompts(HEALTH, catalog, chosen)
+    good = with_prompts(HEALTH, catalog, chosen, None)
     assert (good.status, good.prompts) == ("ok", PromptHealth(versions=["v1", "v2", "v3", "v4"], default=["v4"]))
-    unset = with_prompts(HEALTH, catalog, settings).prompts
+    unset = with_prompts(HEALTH, catalog, settings, None).prompts
     assert unset and unset.default == ["v1"]
     file.rename(file.with_name("v1.j2")).write_text(FILE.format("v1"))
     catalog.refresh()
     catalog.refresh()
-    bad = with_prompts(HEALTH, catalog, chosen)
+    bad = with_prompts(HEALTH, catalog, chosen, None)
     assert (bad.status, len(bad.reasons), "was released" in bad.reasons[0]) == ("degraded", 2, True)
     assert bad.reasons[1].startswith("DEFAULT_PROMPT_VERSION: there is no variant 'v4' any more")

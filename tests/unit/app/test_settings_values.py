@@ -215,7 +215,11 @@ def test_tokens_reads_names_tokens_and_scopes() -> None:
         pytest.param(f"ui:{TOKEN},", "entry 2: expected name:token", id="comma-at-the-end"),
         pytest.param(f"ui:{TOKEN[:-1]}", "entry 1: expected a token of 16", id="15-letters"),
         pytest.param(f"ui:{TOKEN} x", "entry 1: expected a token of 16", id="space-in-token"),
-        pytest.param(f"ui:{TOKEN}:", "entry 1: expected scopes out of docs, health, metrics, models", id="no-scope"),
+        pytest.param(
+            f"ui:{TOKEN}:",
+            "entry 1: expected scopes out of docs, feedback, generate",
+            id="no-scope",
+        ),
         pytest.param(f"ui:{TOKEN}:health+admin", "entry 1: expected scopes", id="unknown-scope"),
         pytest.param(f"ui:{TOKEN}:health:state", "entry 1: expected scopes", id="scopes-joined-wrongly"),
         pytest.param(f"ui:{TOKEN},ui:{TOKEN}2", "expected each name once", id="name-twice"),

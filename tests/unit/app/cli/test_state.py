@@ -39,8 +39,8 @@ def test_state_names_the_tables_there_are(env: dict[str, str], arguments: tuple[
     """A table that nobody declares and that has no rows is exit code 1, with those that there are."""
     result = invoke("state", *arguments, **env)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "Error: no table 'nothing'; there is letters, model_reward_days, others, prompt_days, prompt_reward_days, "
-        "reward_days, rewards, user_sync\n"
+    tables = "letters, model_reward_days, others, prompt_days, prompt_reward_days, reward_days, rewards, user_sync"
+    assert result.stderr == f"Error: no table 'nothing'; there is {tables}\n"
 
 
 @pytest.mark.parametrize(("table", "key"), [("letters", "z"), ("user_sync", "a")], ids=["has rows", "declared"])

@@ -74,7 +74,7 @@ EXPECTED = (
     '"tipstream-new":{"last_msg_ts":null,"processed":0,"errors":0,"dead_lettered":0,'
     '"parked":0,"pending":0,"ack_pending":0,"redelivered":0,"lag_s":null,"role":"owner","status":"ok",'
     '"reason":null,"handlers":{}}}},'
-    '"model":null,"prompts":{"versions":["v1","v2"],"default":["v2"]},"state":{"status":"ok","reason":null},'
+    '"model":null,"prompts":{"versions":["v1","v2"],"default":["v2"],"gateway":null},"state":{"status":"ok","reason":null},'
     '"decisions":{"status":"degraded","reason":"lost","rate":0.5,"buffered":12,"spooled":13,"spool_bytes":14,'
     '"published":15,"sampled_out":16,"dropped":{"full":17}}}'
 )
