@@ -164,7 +164,7 @@ def make_report(
     """
     answers, rewards = _by_version(prompt_days, PromptDay), _by_version(reward_days, RewardDay)
     attributed = sum(row.count for row in rewards.values())
-    shown = sum(row.impressions for row in answers.values())
+    shown = sum(row.impression_thousandths for row in answers.values()) / 1000
     denominator: Denominator = "impressions" if shown >= max(1, attributed) else "rewards"
     versions = sorted(answers.keys() | rewards.keys())
     alpha = (1 - CONFIDENCE) / max(1, len(versions))  # the union bound: all of them hold at once

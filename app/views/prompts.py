@@ -43,9 +43,10 @@ def read_day(text: str | None, name: str) -> dt.date | None:
     if text is None:
         return None
     try:
-        if len(text) != len("2026-03-01"):
-            raise ValueError("too short or too long")
-        return dt.date.fromisoformat(text)
+        day = dt.date.fromisoformat(text)
+        if day.isoformat() != text:  # a week's day, or one without hyphens
+            raise ValueError("another form")
+        return day
     except ValueError as error:
         raise RequestError(400, f"{name}: expected a day like 2026-03-01, got {text[:40]!r}") from error
 

@@ -1,127 +1,196 @@
-"""The report on prompt variants: shares with intervals that hold at every look, costs and latencies."""
+"""What counts say of prompt variants: intervals, quantiles, and the report."""
 
 import datetime as dt
-import random
+import itertools
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.rewards import BOUNDS_MS, bucket_of, confidence_sequence, day_key, latency_quantile_ms, make_report
+from models.rewards import (
+    BOUNDS_MS,
+    Interval,
+    RewardReport,
+    bucket_of,
+    confidence_sequence,
+    day_key,
+    latency_quantile_ms,
+    make_report,
+)
 from models.rows import PromptDay, RewardDay
 
-DAY = dt.date(2026, 3, 1)
+ALPHA = 0.05
+LOOKS = 200
+DAY = "2026-03-01"
 
 
-def shown(count: int, **changes: int) -> PromptDay:
-    """A day of so many logged answers."""
-    return PromptDay(**{"impressions": count, "impression_thousandths": 1000 * count} | changes)
+@pytest.fixture(scope="module")
+def intervals() -> dict[tuple[int, int], Interval]:
+    """The interval of every count of yes in up to so many trials."""
+    places = ((yes, trials) for trials in range(1, LOOKS + 1) for yes in range(trials + 1))
+    return {place: confidence_sequence(*place, alpha=ALPHA) for place in places}
 
 
-def rewarded(count: int, accepted: int) -> RewardDay:
-    """A day of so many rewards."""
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.25, 0.5, 0.8, 0.99])
+def test_confidence_sequence_seldom_misses_at_any_look(
+    intervals: dict[tuple[int, int], Interval], share: float
+) -> None:
+    """Looked at after every trial, it ever misses the truth with a probability of at most 5 %, computed exactly."""
+    unmissed = {0: 1.0}
+    for trials in range(1, LOOKS + 1):
+        moved: dict[int, float] = {}
+        for yes, chance in unmissed.items():
+            moved[yes + 1] = moved.get(yes + 1, 0.0) + chance * share
+            moved[yes] = moved.get(yes, 0.0) + chance * (1 - share)
+        found = ((yes, chance, intervals[yes, trials]) for yes, chance in moved.items())
+        unmissed = {yes: chance for yes, chance, one in found if one.low <= share <= one.high}
+    assert 0.95 <= sum(unmissed.values()) < 0.999  # 0.999: it is not so wide that it says nothing
+
+
+@given(st.integers(0, 10_000), st.integers(0, 10_000))
+def test_confidence_sequence_has_the_share_that_was_seen(successes: int, failures: int) -> None:
+    """The seen share lies inside, the ends lie within 0 and 1, and yes and no may be swapped."""
+    trials = successes + failures
+    one, other = (confidence_sequence(count, trials, alpha=ALPHA) for count in (successes, failures))
+    assert 0 <= one.low <= (successes / trials if trials else 0.5) <= one.high <= 1
+    assert (one.low, one.high) == pytest.approx((1 - other.high, 1 - other.low), abs=1e-9)
+
+
+def test_confidence_sequence_narrows_with_trials_and_widens_with_confidence() -> None:
+    """More trials say more, and less risk says less; without any trial nothing is ruled out."""
+    assert confidence_sequence(0, 0, alpha=ALPHA) == Interval(0.0, 1.0)
+    widths = [
+        one.high - one.low for n in (10, 100, 1000, 100_000) for one in [confidence_sequence(n // 5, n, alpha=ALPHA)]
+    ]
+    assert widths == sorted(widths, reverse=True) and widths[-1] < 0.02
+    strict = confidence_sequence(20, 100, alpha=ALPHA / 10)
+    assert strict.high - strict.low > widths[1]
+
+
+def test_confidence_sequence_is_the_martingale_of_its_source() -> None:
+    """One yes: B(3/2, 1/2) / B(1/2, 1/2) = 1/2, so shares p with 1 / (2 p) >= 20 are ruled out."""
+    assert confidence_sequence(1, 1, alpha=ALPHA) == Interval(pytest.approx(1 / 40), 1.0)  # type: ignore[arg-type]  # near
+
+
+@given(st.floats(0, 86_400_000))
+def test_bucket_of_is_the_first_bound_not_below(latency_ms: float) -> None:
+    """Every latency has one bucket, and the row has a field for it."""
+    bucket = bucket_of(latency_ms)
+    high = next((bound for bound in BOUNDS_MS if bound >= latency_ms), None)
+    assert bucket == (f"le_{high}" if high else "le_more")
+    assert getattr(PromptDay(**{bucket: 1}), bucket) == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "expected"),
+    [
+        pytest.param({}, 0.5, None, id="none"),
+        pytest.param({"le_100": 10}, 0.5, 75.0, id="middle-of-50-to-100"),
+        pytest.param({"le_10": 1, "le_20": 1}, 0.5, 10.0, id="end-of-a-bucket"),
+        pytest.param({"le_10": 90, "le_500": 10}, 0.95, 350.0, id="half-of-200-to-500"),
+        pytest.param({"le_more": 3}, 0.5, 20_000.0, id="beyond-the-last-bound"),
+    ],
+)
+def test_latency_quantile_lies_in_its_bucket(counts: dict[str, int], share: float, expected: float | None) -> None:
+    """It is where the share would be if the bucket were filled evenly."""
+    assert latency_quantile_ms(PromptDay(**counts), share) == expected
+
+
+def answers(count: int, *, weight: int = 1000, **fields: int) -> PromptDay:
+    """So many answers that stand for ``weight`` thousandths each."""
+    return PromptDay(impressions=count, impression_thousandths=count * weight, **fields)
+
+
+def rewards(count: int, accepted: int) -> RewardDay:
+    """So many rewards, of which those accepted are 1 and the others 0."""
     return RewardDay(count=count, accepted=accepted, reward_millionths=accepted * 1_000_000)
 
 
-def keyed(**days: object) -> dict[str, object]:
-    """The counts of one day by version."""
-    return {day_key(DAY, version): row for version, row in days.items()}
+def report_of(
+    shown: dict[str, PromptDay], rewarded: dict[str, RewardDay], *, reward_count: int | None = None
+) -> RewardReport:
+    """The report of one day, by version."""
+    total = sum(row.count for row in rewarded.values()) if reward_count is None else reward_count
+    prompt_days, reward_days = ({f"{DAY}/{v}": row for v, row in rows.items()} for rows in (shown, rewarded))
+    return make_report(prompt_days, reward_days, reward_count=total)  # type: ignore[arg-type]  # each is of its kind
 
 
-def test_interval_holds_at_every_look_at_once() -> None:
-    """Looked at after each of 300 trials, the interval misses the truth at any time in at most 5 % of 400 runs."""
-    rng, missed = random.Random(5), 0
-    for run in range(400):
-        share, successes = (0.1, 0.3, 0.5)[run % 3], 0
-        for trials in range(1, 301):
-            successes += rng.random() < share
-            if trials % 10 == 0:  # the ends of the interval move little between two looks
-                interval = confidence_sequence(successes, trials, alpha=0.05)
-                if not interval.low <= share <= interval.high:
-                    missed += 1
-                    break
-    assert missed <= 20  # 5 % of 400
+def test_report_names_the_best_variant_when_the_intervals_are_apart() -> None:
+    """The best comes first, with its share of impressions."""
+    shown = {version: answers(3000) for version in ("v1", "v2", "v3")}
+    report = report_of(shown, {"v1": rewards(900, 600), "v2": rewards(800, 750), "v3": rewards(1100, 1050)})
+    assert (report.best, report.is_apart, report.denominator) == ("v3", True, "impressions")
+    assert [one.acceptance for one in report.variants] == [0.35, 0.25, 0.2]  # 1050, 750, 600 of 3000
+    assert report.summary.startswith("v3 is best: 35.0% of 3000 impressions accepted (between ")
 
 
-@given(st.integers(0, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_interval_holds_what_was_seen(counts: tuple[int, int]) -> None:
-    """It lies within 0 and 1, around the share that was seen, and is the mirror of that of the failures."""
-    successes, trials = counts
-    interval = confidence_sequence(successes, trials, alpha=0.05)
-    assert 0 <= interval.low <= interval.high <= 1
-    assert trials == 0 or interval.low <= successes / trials <= interval.high
-    mirror = confidence_sequence(trials - successes, trials, alpha=0.05)
-    assert (interval.low, interval.high) == pytest.approx((1 - mirror.high, 1 - mirror.low), abs=1e-9)
+def test_report_intervals_hold_all_at_once() -> None:
+    """Of k variants each is given a k-th of the risk."""
+    shown = {version: answers(100) for version in ("v1", "v2")}
+    report = report_of(shown, {"v1": rewards(30, 20), "v2": rewards(30, 21)})
+    assert report.variants[0].interval == confidence_sequence(21, 100, alpha=(1 - 0.95) / 2)
+    assert not report.is_apart
+    assert report.summary.endswith("its interval overlaps with v1: undecided yet.")
 
 
-def test_interval_narrows_with_more_trials() -> None:
-    """A hundred times the trials are worth a much narrower interval."""
-    few, many = (confidence_sequence(30 * n, 100 * n, alpha=0.05) for n in (1, 100))
-    assert many.high - many.low < (few.high - few.low) / 5
+def test_report_of_one_variant_compares_it_with_none() -> None:
+    """A single variant is neither best nor apart."""
+    report = report_of({"v1": answers(10)}, {"v1": rewards(5, 5)})
+    assert (report.best, report.is_apart) == ("v1", False)
+    assert report.summary.startswith("v1 is the only variant: 50.0% of 10 impressions accepted")
 
 
-def test_best_is_named_when_its_interval_lies_above_all_others() -> None:
-    """The summary says so in words, and variants stand in the order of their acceptance."""
-    prompts = keyed(v1=shown(2000), v2=shown(2000), v3=shown(2000))
-    rewards = keyed(v1=rewarded(500, 400), v2=rewarded(900, 800), v3=rewarded(500, 380))
-    report = make_report(prompts, rewards, reward_count=1900)  # type: ignore[arg-type]  # rows by key
-    assert [one.version for one in report.variants] == ["v2", "v1", "v3"]
-    assert (report.best, report.is_apart, report.denominator) == ("v2", True, "impressions")
-    assert report.summary.startswith("v2 is best: 40.0% of 2000 impressions accepted")
-    assert (report.unattributed, report.variants[0].acceptance) == (0, 0.4)
-
-
-def test_variants_whose_intervals_overlap_are_undecided() -> None:
-    """A lead is told as one, and no more."""
-    report = make_report(
-        keyed(v1=shown(100), v2=shown(100)),  # type: ignore[arg-type]
-        keyed(v1=rewarded(40, 30), v2=rewarded(40, 33)),  # type: ignore[arg-type]
-        reward_count=85,
-    )
-    assert (report.best, report.is_apart, report.unattributed) == ("v2", False, 5)
-    assert report.summary.endswith("but its interval overlaps with v1: undecided yet.")
-
-
-def test_without_impressions_acceptance_is_a_share_of_rewards() -> None:
-    """When the log has nothing to hold rewards against, the report says of what the share is."""
-    report = make_report({}, keyed(v1=rewarded(40, 30)), reward_count=40)  # type: ignore[arg-type]
-    assert (report.denominator, report.variants[0].acceptance) == ("rewards", 0.75)
-    assert report.summary.startswith("v1 is the only variant: 75.0% of 40 rewards accepted")
-
-
-def test_nothing_at_all_is_told_so() -> None:
-    """No variant, no best one, and a sentence."""
+def test_report_of_nothing_says_so() -> None:
+    """Without counts there is no best one, and it is no error."""
     report = make_report({}, {}, reward_count=0)
-    assert (report.best, report.variants) == (None, ())
-    assert report.summary.startswith("There is nothing to go by")
+    assert (report.best, report.is_apart, report.variants) == (None, False, ())
+    assert report.summary == "There is nothing to go by: no impressions and no rewards of any variant."
 
 
-def test_days_are_added_and_sampled_answers_scaled() -> None:
-    """An answer that was logged at a rate of 0.1 stands for ten, in impressions and in cost."""
-    first = shown(10, impression_thousandths=100_000, priced=10, cost_micro_usd=2_000)
-    later = {day_key(DAY + dt.timedelta(days=1), "v1"): attrs.evolve(first)}
-    rewards = keyed(v1=rewarded(20, 10))
-    report = make_report(keyed(v1=first) | later, rewards, reward_count=20)  # type: ignore[arg-type]
-    [one] = report.variants
-    assert (one.impressions, one.is_estimated, one.acceptance) == (200, True, 0.05)  # 10 / 200
-    assert one.cost_usd == pytest.approx(0.04)  # 2 * 0.002 USD for 20 answers, ten times as many
-    assert one.cost_per_accepted_usd == pytest.approx(0.004)
+def test_report_without_impressions_is_of_rewards() -> None:
+    """Where answers were not logged acceptance is a share of rewards, for every variant."""
+    report = report_of({"v1": answers(3)}, {"v1": rewards(10, 5), "v2": rewards(4, 1)})
+    assert report.denominator == "rewards"
+    assert [(one.version, one.trials, one.acceptance) for one in report.variants] == [("v1", 10, 0.5), ("v2", 4, 0.25)]
 
 
-@given(st.floats(0, 100_000))
-def test_a_latency_is_in_one_bucket(latency_ms: float) -> None:
-    """The first one whose bound it does not exceed."""
-    field = bucket_of(latency_ms)
-    bounds = [bound for bound in BOUNDS_MS if latency_ms <= bound]
-    assert field == (f"le_{bounds[0]}" if bounds else "le_more")
-    assert hasattr(PromptDay(), field)
+def test_report_of_a_variant_with_more_rewards_than_impressions_takes_the_rewards() -> None:
+    """No acceptance is above 1: a reward stands for an impression that the log lacks."""
+    report = report_of({"v1": answers(100)}, {"v1": rewards(10, 5), "old": rewards(2, 2)})
+    old = report.variants[0]
+    assert (report.denominator, old.version, old.trials, old.acceptance) == ("impressions", "old", 2, 1.0)
 
 
-def test_quantiles_come_from_the_histogram() -> None:
-    """As if each bucket were filled evenly; nothing is known of none."""
-    row = PromptDay(le_100=50, le_200=50)
-    assert latency_quantile_ms(row, 0.5) == 100
-    assert latency_quantile_ms(row, 0.75) == 150  # half way from 100 to 200
-    assert latency_quantile_ms(PromptDay(le_more=3), 0.5) == 20_000
-    assert latency_quantile_ms(PromptDay(), 0.5) is None
+def test_report_scales_what_was_sampled() -> None:
+    """At a rate of 0.1 an answer stands for ten, also in what was paid; it is marked as an estimate."""
+    shown = {"v1": answers(10, weight=10_000, priced=10, cost_micro_usd=5_000)}
+    [one] = report_of(shown, {"v1": rewards(50, 25)}).variants
+    assert (one.impressions, one.trials, one.is_estimated) == (100, 100, True)  # 10 of them stand for 100
+    assert one.cost_usd == pytest.approx(0.05)  # 0.005 for 10
+    assert one.cost_per_accepted_usd == pytest.approx(0.002)  # 0.05 / 25
+
+
+def test_report_without_known_costs_has_none() -> None:
+    """An unknown cost is not 0, and nothing accepted has no cost each."""
+    unknown, free = report_of(
+        {"a": answers(10), "b": answers(10, priced=10)}, {"a": rewards(2, 1), "b": rewards(1, 0)}
+    ).variants
+    assert (unknown.cost_usd, unknown.cost_per_accepted_usd) == (None, None)
+    assert (free.cost_usd, free.cost_per_accepted_usd) == (0.0, None)
+
+
+def test_report_counts_rewards_that_name_no_variant() -> None:
+    """They are told apart from those that do."""
+    assert report_of({}, {"v1": rewards(2, 1)}, reward_count=5).unattributed == 3
+
+
+@given(st.lists(st.tuples(st.sampled_from(["v1", "a/b", "v3"]), st.integers(0, 6), st.integers(1, 9)), max_size=12))
+def test_report_adds_the_days_of_a_version_up(facts: list[tuple[str, int, int]]) -> None:
+    """The sum of all days counts, whatever the version is called and however the days are ordered."""
+    days = {day_key(dt.date(2026, 3, 1 + day), version): count for version, day, count in facts}
+    wanted = {
+        version: sum(days[key] for key in keys)
+        for version, keys in itertools.groupby(sorted(days, key=lambda key: key[11:]), key=lambda key: key[11:])
+    }
+    report = make_report({key: answers(count) for key, count in days.items()}, {}, reward_count=0)
+    assert {one.version: one.impressions for one in report.variants} == wanted

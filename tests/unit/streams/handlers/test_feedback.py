@@ -1,9 +1,8 @@
-"""The handler of ``feedback.>``: the first reward of a tip counts, for ever, under its day, variant and model."""
+"""The handler of ``feedback.>``, run on events over rows and counts in memory."""
 
 import asyncio
 import datetime as dt
 import logging
-from typing import Any
 
 import attrs
 import pytest
@@ -14,7 +13,16 @@ from streams_kit import MemoryRows
 from models.codec import decoder_for
 from models.errors import PayloadError
 from models.events import TipRewarded
-from streams.handlers.feedback import OWN, REWARDS, reward_key, subjects, tip_rewarded
+from models.rows import Reward
+from streams.handlers.feedback import (
+    MODEL_REWARD_DAYS,
+    PROMPT_REWARD_DAYS,
+    REWARD_DAYS,
+    REWARDS,
+    reward_key,
+    subjects,
+    tip_rewarded,
+)
 
 EVENT = TipRewarded(
     user_id="ana",
@@ -23,89 +31,95 @@ EVENT = TipRewarded(
     reward=0.25,
     occurred_at=dt.datetime(2026, 3, 1, 23, 30, tzinfo=dt.timezone(dt.timedelta(hours=-2))),
 )
-NEXT_DAY = "2026-03-02"  # 23:30 at -02:00 is the next day in UTC
+DAY = "2026-03-02"  # 23:30 at -02:00 is the next day in UTC
 
 
-async def reward(memory: MemoryRows, seq: int = 1, **changes: Any) -> TipRewarded:
-    """Handles a reward like EVENT."""
-    event = attrs.evolve(EVENT, **changes)
-    await memory.run(tip_rewarded, event, key=reward_key(event), seq=seq)
-    return event
+async def fold(*events: TipRewarded) -> MemoryRows:
+    """Rows and counts after the events in this order, as messages 1, 2, 3 …"""
+    memory = MemoryRows(subjects.tables)
+    for seq, event in enumerate(events, 1):
+        await memory.run(tip_rewarded, event, key=reward_key(event), seq=seq)
+    return memory
+
+
+def row_of(memory: MemoryRows, event: TipRewarded) -> Reward:
+    """The stored row of an event's tip."""
+    return REWARDS.decode(memory.rows["rewards", reward_key(event)])
 
 
 async def test_tip_rewarded_is_counted_under_its_own_day() -> None:
-    """Rewards are summed in millionths under the UTC day on which they occurred; those from 0.5 on are acceptances."""
-    memory = MemoryRows(OWN)
-    await reward(memory)
-    await reward(memory, 2, tip_id="u", reward=1.0)
-    await reward(memory, 3, tip_id="v", occurred_at=dt.datetime(2026, 3, 1, tzinfo=dt.UTC))
+    """Rewards are summed in millionths under the UTC day on which they occurred, other days stay."""
+    other_day = attrs.evolve(EVENT, tip_id="v", occurred_at=dt.datetime(2026, 3, 1, tzinfo=dt.UTC))
+    memory = await fold(EVENT, attrs.evolve(EVENT, tip_id="u", reward=1.0), other_day)
     assert memory.counts == {
-        ("reward_days", NEXT_DAY, "count"): 2,
-        ("reward_days", NEXT_DAY, "reward_millionths"): 250_000 + 1_000_000,
-        ("reward_days", NEXT_DAY, "accepted"): 1,
+        ("reward_days", DAY, "count"): 2,
+        ("reward_days", DAY, "reward_millionths"): 250_000 + 1_000_000,
+        ("reward_days", DAY, "accepted"): 1,  # 0.25 is no acceptance
         ("reward_days", "2026-03-01", "count"): 1,
         ("reward_days", "2026-03-01", "reward_millionths"): 250_000,
     }
 
 
-async def test_only_the_first_reward_of_a_tip_counts() -> None:
-    """Whatever comes later for the same request and tip changes no count; the row tells how many were ignored."""
-    memory = MemoryRows(OWN)
-    event = await reward(memory)
-    await reward(memory, 2, reward=1.0)
-    await reward(memory, 3, reward=0.0, user_id="bob")
-    assert memory.counts[("reward_days", NEXT_DAY, "count")] == 1
-    assert memory.counts[("reward_days", NEXT_DAY, "reward_millionths")] == 250_000
-    row = REWARDS.decode(memory.rows["rewards", reward_key(event)])
-    assert (row.reward, row.user_id, row.ignored) == (0.25, "ana", 2)
+async def test_tip_rewarded_is_counted_for_its_variant_and_its_model() -> None:
+    """Each version that the event names has counts of its own by day; half a reward is an acceptance."""
+    memory = await fold(attrs.evolve(EVENT, reward=0.5, prompt_version="v2", model_version="7"))
+    assert {place: n for place, n in memory.counts.items() if place[0] != "reward_days"} == {
+        (table, key, field): n
+        for table, key in (("prompt_reward_days", f"{DAY}/v2"), ("model_reward_days", f"{DAY}/7"))
+        for field, n in (("count", 1), ("reward_millionths", 500_000), ("accepted", 1))
+    }
 
 
-async def test_rewards_are_counted_by_variant_and_model() -> None:
-    """Each that names a variant, or a model, counts for it too; one that names neither counts for its day alone."""
-    memory = MemoryRows(OWN)
-    await reward(memory, prompt_version="v2", model_version="7", reward=0.5)
-    await reward(memory, 2, tip_id="u")
-    assert memory.counts[("prompt_reward_days", f"{NEXT_DAY}/v2", "count")] == 1
-    assert memory.counts[("prompt_reward_days", f"{NEXT_DAY}/v2", "accepted")] == 1
-    assert memory.counts[("model_reward_days", f"{NEXT_DAY}/7", "reward_millionths")] == 500_000
-    assert memory.counts[("reward_days", NEXT_DAY, "count")] == 2
+async def test_tip_rewarded_first_counts_for_ever() -> None:
+    """A later reward of the same tip of the same request changes no count; the row tells how many there were."""
+    later = attrs.evolve(EVENT, reward=1.0, user_id="eve", prompt_version="v9", occurred_at=dt.datetime.now(dt.UTC))
+    once, memory = await fold(EVENT), await fold(EVENT, later, EVENT)
+    assert memory.counts == once.counts
+    assert row_of(memory, EVENT) == Reward(**attrs.asdict(EVENT), ignored=2)
 
 
-IDS = st.text("ab:.1", min_size=1, max_size=6)
+async def test_tip_rewarded_of_another_request_or_tip_is_another_reward() -> None:
+    """The same tip in another request, and another tip in the same one, count."""
+    memory = await fold(EVENT, attrs.evolve(EVENT, request_id="s"), attrs.evolve(EVENT, tip_id="u"))
+    assert memory.counts["reward_days", DAY, "count"] == len(memory.rows) == 3
+
+
+IDS = st.text(st.sampled_from("a:1"), min_size=1, max_size=5)
 
 
 @given(IDS, IDS, IDS, IDS)
-def test_no_two_tips_share_a_key(request: str, tip: str, other_request: str, other_tip: str) -> None:
-    """Ids may hold the mark that stands between them."""
-    one = reward_key(attrs.evolve(EVENT, request_id=request, tip_id=tip))
-    other = reward_key(attrs.evolve(EVENT, request_id=other_request, tip_id=other_tip))
-    assert (one == other) == ((request, tip) == (other_request, other_tip))
+def test_reward_key_is_of_one_request_and_tip(request: str, tip: str, other_request: str, other_tip: str) -> None:
+    """Two keys are equal only when both ids are, wherever colons and digits are in them."""
+    first, second = (
+        attrs.evolve(EVENT, request_id=r, tip_id=t) for r, t in ((request, tip), (other_request, other_tip))
+    )
+    assert (reward_key(first) == reward_key(second)) == ((request, tip) == (other_request, other_tip))
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.floats(0, 1))
-def test_tip_rewarded_adds_whole_millionths(value: float) -> None:
-    """Any reward becomes an integer from 0 to a million, at most half a millionth off."""
-    memory = MemoryRows(OWN)
-    asyncio.run(reward(memory, reward=value))
-    millionths = memory.counts["reward_days", NEXT_DAY, "reward_millionths"]
-    assert type(millionths) is int and 0 <= millionths <= 1_000_000
-    assert abs(millionths - value * 1_000_000) <= 0.5
+@given(st.lists(st.tuples(st.sampled_from("rs"), st.sampled_from("tu"), st.floats(0, 1)), max_size=8))
+def test_tip_rewarded_counts_each_tip_once_in_any_stream(facts: list[tuple[str, str, float]]) -> None:
+    """Whatever comes in whatever order, the counts are those of each tip's first reward, in whole millionths."""
+    events = [attrs.evolve(EVENT, request_id=r, tip_id=t, reward=reward) for r, t, reward in facts]
+    firsts = {reward_key(event): event.reward for event in reversed(events)}
+    memory = asyncio.run(fold(*events))
+    assert memory.counts.get(("reward_days", DAY, "count"), 0) == len(firsts)
+    millionths = sum(round(reward * 1_000_000) for reward in firsts.values())
+    assert memory.counts.get(("reward_days", DAY, "reward_millionths"), 0) == millionths
 
 
 async def test_tip_rewarded_logs_without_the_user(caplog: pytest.LogCaptureFixture) -> None:
     """Its line tells where the message lies, not whose it is."""
     with caplog.at_level(logging.INFO, "streams.handlers.feedback"):
-        await reward(MemoryRows(OWN), 4)
+        await fold(EVENT)
     (record,) = caplog.records
-    assert (record.message, record.__dict__["fields"]) == ("tip rewarded", {"stream": "SIGNALS", "seq": 4})
+    assert (record.message, record.__dict__["fields"]) == ("tip rewarded", {"stream": "SIGNALS", "seq": 1})
 
 
 @pytest.mark.parametrize("instant", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"])
 async def test_tip_rewarded_takes_the_first_and_last_day(instant: str) -> None:
     """The ends of the calendar are days too."""
-    memory = MemoryRows(OWN)
-    await reward(memory, occurred_at=dt.datetime.fromisoformat(instant))
+    memory = await fold(attrs.evolve(EVENT, occurred_at=dt.datetime.fromisoformat(instant)))
     assert memory.counts["reward_days", instant[:10], "count"] == 1
 
 
@@ -118,11 +132,12 @@ def test_tip_rewarded_beyond_the_calendar_does_not_decode(instant: str) -> None:
 
 
 def test_feedback_table_is_the_contract() -> None:
-    """Names, subject and event type are the outside contract; the lane is that of the tip."""
+    """Names, subject and event type are the outside contract."""
     (handler,) = subjects.handlers
     assert (handler.name, handler.subject, handler.event) == (
         "feedback.tip_rewarded",
         "feedback.tip.rewarded",
         TipRewarded,
     )
-    assert (subjects.name, subjects.key, subjects.tables) == ("feedback", reward_key, tuple(OWN))
+    assert (subjects.name, subjects.key) == ("feedback", reward_key)
+    assert subjects.tables == (REWARDS, REWARD_DAYS, PROMPT_REWARD_DAYS, MODEL_REWARD_DAYS)
