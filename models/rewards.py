@@ -5,7 +5,9 @@ streams/handlers/generations.py, and read in app/analytics.py. An interval here 
 that a test of variants may be watched daily and ended at any time.
 """
 
+import bisect
 import datetime as dt
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
@@ -135,12 +137,10 @@ def latency_quantile_ms(row: PromptDay, share: float) -> float | None:
     wanted = share * sum(counts)
     if not wanted:
         return None
-    below, low = 0, 0
-    for count, high in zip(counts, (*BOUNDS_MS, BOUNDS_MS[-1]), strict=True):
-        if count and below + count >= wanted:
-            return low + (high - low) * (wanted - below) / count
-        below, low = below + count, high
-    return float(BOUNDS_MS[-1])
+    totals = list(itertools.accumulate(counts))
+    place = bisect.bisect_left(totals, wanted)
+    low, high = (0, *BOUNDS_MS)[place], (*BOUNDS_MS, BOUNDS_MS[-1])[place]
+    return low + (high - low) * (wanted - totals[place] + counts[place]) / counts[place]
 
 
 def make_report(

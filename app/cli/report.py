@@ -41,7 +41,7 @@ def report_command(
     print_table((*outcome, "p50 ms", "p95 ms", "fallbacks", "failed checks"), rows)
     click.echo(report.summary)
     if report.unattributed:
-        click.echo(f"{report.unattributed} rewards name no variant.")
+        click.echo(f"Rewards that name no variant: {report.unattributed}.")
 
 
 def _outcome(one: VariantReport) -> Iterator[str]:
