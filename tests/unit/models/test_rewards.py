@@ -68,8 +68,9 @@ def test_confidence_sequence_narrows_with_trials_and_widens_with_confidence() ->
 
 
 def test_confidence_sequence_is_the_martingale_of_its_source() -> None:
-    """One yes: B(3/2, 1/2) / B(1/2, 1/2) = 1/2, so shares p with 1 / (2 p) >= 20 are ruled out."""
-    assert confidence_sequence(1, 1, alpha=ALPHA) == Interval(pytest.approx(1 / 40), 1.0)  # type: ignore[arg-type]  # near
+    """Two yes: B(5/2, 1/2) / B(1/2, 1/2) = 3/8, so shares p with 3/8 / p² >= 20 are ruled out."""
+    found = confidence_sequence(2, 2, alpha=ALPHA)
+    assert (found.low, found.high) == (pytest.approx((3 / 8 / 20) ** 0.5), 1.0)
 
 
 @given(st.floats(0, 86_400_000))
