@@ -19,8 +19,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import nats  # noqa: E402 (a publisher outside the application)
+from generate import measure_generating  # noqa: E402 (it lies beside this file)
 from harness import NatsServer  # noqa: E402 (found by the line above)
 from replay import measure_replay  # noqa: E402 (it lies beside this file)
+from score import measure_scoring  # noqa: E402 (it lies beside this file)
 
 COUNT = int(os.environ.get("BENCH_COUNT", "50000"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
@@ -159,6 +161,8 @@ def main() -> None:
         measure_latency(folder)
         measure_replay(folder / "replay", count=COUNT, rounds=ROUNDS)
         measure_idle(folder)
+        measure_scoring(folder / "score", rounds=ROUNDS)
+        measure_generating(folder / "generate", rounds=ROUNDS)
     sys.stdout.flush()
     measure_kit()
 

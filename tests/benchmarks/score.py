@@ -105,14 +105,16 @@ def pin(pid: int, core: int) -> None:
 
 
 @contextlib.contextmanager
-def process(command: list[str], env: dict[str, str], port: int, path: str, ready: str) -> Iterator[int]:
-    """Runs a server until the block ends; entered once ``path`` answers with the text ``ready``."""
+def process(
+    command: list[str], env: dict[str, str], port: int, path: str, ready: str, *, core: int = 0
+) -> Iterator[int]:
+    """Runs a server on a core until the block ends; entered once ``path`` answers with the text ``ready``."""
     with subprocess.Popen(
         command, env={"PATH": os.environ["PATH"]} | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as child:
         try:
             wait_for(port, path, ready)
-            pin(child.pid, 0)
+            pin(child.pid, core)
             pin(os.getpid(), 1)
             if "STATE_DIR" in env:
                 pin(json.loads((Path(env["STATE_DIR"]) / "server.json").read_text())["pid"], 1)
