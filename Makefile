@@ -42,7 +42,7 @@ test: $(VENV)/.dev
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports --no-logo
-	$(RUN) -m pytest --cov --numprocesses 3
+	$(RUN) -m pytest --cov --numprocesses 3 --dist worksteal
 
 test-gateway: $(VENV)/.dev $(GATEWAY)/.litellm-$(LITELLM)
 	$(RUN) -m pytest tests/gateway
