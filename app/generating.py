@@ -15,7 +15,7 @@ import datetime as dt
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import attrs
 import msgspec
@@ -33,6 +33,7 @@ from prompts.answers import Completion
 from prompts.catalog import Catalog
 from prompts.checks import check_tip
 from prompts.gateway import Gateway
+from prompts.ledger import Usage
 from prompts.local import MODEL as LOCAL_MODEL
 from prompts.local import local_tip
 from prompts.registry import Messages, Variant
@@ -48,6 +49,8 @@ MAX_OPEN = 256
 ROW_TYPES: Mapping[str, type] = {"user_sync": UserSync}
 
 _NULL = msgspec.Raw(b"null")
+_MAY_HAVE_COST = frozenset({"timeout", "cut"})
+"""Failures after which a model may have worked; its tokens are then bounded and not known."""
 _SENTENCE_ENDS = (".", "!", "?", "…", '"', "”", "'", "’", ")")
 
 
@@ -153,20 +156,20 @@ class Making:
     reasons: list[str] = attrs.field(factory=list)
     failed_checks: list[str] = attrs.field(factory=list)
 
-    def spend(self, completion: Completion) -> None:
-        """Adds what a model's answer took."""
+    def spend(self, usage: Usage, *, is_estimated: bool, cost_usd: float | None = None) -> None:
+        """Adds what a call of a model took, or can't have exceeded."""
         before = self.usage or TokenUsage()
         self.usage = TokenUsage(
-            prompt_tokens=before.prompt_tokens + completion.usage.prompt_tokens,
-            completion_tokens=before.completion_tokens + completion.usage.completion_tokens,
+            prompt_tokens=before.prompt_tokens + usage.prompt_tokens,
+            completion_tokens=before.completion_tokens + usage.completion_tokens,
         )
-        self.usage_estimated |= completion.is_estimated
-        if completion.cost_usd is not None:
-            self.cost_usd = (self.cost_usd or 0.0) + completion.cost_usd
+        self.usage_estimated |= is_estimated
+        if cost_usd is not None:
+            self.cost_usd = (self.cost_usd or 0.0) + cost_usd
 
     def take(self, completion: Completion, fallback: Fallback) -> bool:
         """Takes a model's text, if it passes the variant's checks."""
-        self.spend(completion)
+        self.spend(completion.usage, is_estimated=completion.is_estimated, cost_usd=completion.cost_usd)
         checked = check_tip(completion.text, limits=self.variant.limits, context=self.context)
         failed = list(checked.failed)
         if completion.is_cut and not checked.text.endswith(_SENTENCE_ENDS):
@@ -303,7 +306,7 @@ class Generating:
                     async for text in answer:
                         yield text
                 except BaseException:
-                    making.usage, making.usage_estimated = _as_tokens(answer.usage_most), True
+                    making.spend(answer.usage_most, is_estimated=True)
                     raise
             making.take(answer.completion, "none")
         except GatewayError as error:
@@ -357,8 +360,13 @@ class Generating:
         try:
             completion = await gateway.complete(messages, model=model, hints=making.variant.hints, deadline_s=left_s)
         except GatewayError as error:
+            if error.reason in _MAY_HAVE_COST:
+                making.spend(gateway.usage_most(messages, making.variant.hints), is_estimated=True)
             making.reasons.append(error.reason)
             return False
+        except asyncio.CancelledError:
+            making.spend(gateway.usage_most(messages, making.variant.hints), is_estimated=True)
+            raise
         return making.take(completion, fallback)
 
     def _fetch(self, user_id: str) -> tuple[UserRows, str | None]:
@@ -371,7 +379,6 @@ class Generating:
     def _abandon(self, making: Making) -> None:
         """Logs an answer whose client has left; what its model took is an upper bound."""
         making.reasons.append("client_left")
-        making.usage_estimated = making.usage is not None or making.usage_estimated
         self._log(making, is_abandoned=True)
 
     def _finish(self, making: Making) -> bytes:
@@ -423,10 +430,6 @@ class Generating:
 
 
 _decode = decoder_for(GenerateRequest)
-
-
-def _as_tokens(usage: Any) -> TokenUsage:
-    return TokenUsage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
 
 
 def _event(name: Literal["tip", "replace", "done"], data: Mapping[str, str]) -> Event:

@@ -85,6 +85,10 @@ class Gateway:
         slots = self._slots
         return GatewayHealth(open_models=self._attempts.open_models(), running=slots.running, waiting=slots.waiting)
 
+    def usage_most(self, messages: Messages, hints: Hints) -> Usage:
+        """What one call for these can't exceed, for one of which no more is known."""
+        return most_usage(messages, max_tokens=hints.max_tokens or self._config.max_tokens)
+
     async def complete(self, messages: Messages, *, model: str, hints: Hints, deadline_s: float) -> Completion:
         """Asks for an answer as a whole; who asks the same at the same time shares one call.
 

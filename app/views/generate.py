@@ -27,7 +27,7 @@ DEADLINE_HEADER = "X-Deadline-Ms"
 DEADLINE_MS = 20_000
 MAX_DEADLINE_MS = 60_000
 HEARTBEAT_S = 10.0
-LOOK_S = 0.1
+LOOK_S = 0.25
 """How often a client that is waited for is looked at."""
 
 
@@ -107,8 +107,10 @@ def _refuse_gone(request: web.Request) -> None:
         raise ConnectionResetError("the client has left")
 
 
-async def send_events(request: web.Request, events: AsyncGenerator[Event, None]) -> web.StreamResponse:
-    """Sends events as they come, and a comment when none has come for ``HEARTBEAT_S``."""
+async def send_events(
+    request: web.Request, events: AsyncGenerator[Event, None], *, heartbeat_s: float = HEARTBEAT_S
+) -> web.StreamResponse:
+    """Sends events as they come, and a comment when none has come for ``heartbeat_s``."""
     response = web.StreamResponse(headers=_STREAM_HEADERS | {"X-Request-Id": request[REQUEST_ID]})
     loop = asyncio.get_running_loop()
     try:
@@ -127,7 +129,7 @@ async def send_events(request: web.Request, events: AsyncGenerator[Event, None])
                     await response.write(b"event: %s\ndata: %s\n\n" % (event.name.encode(), event.data))
                     continue
                 _refuse_gone(request)
-                if loop.time() - quiet_since >= HEARTBEAT_S:
+                if loop.time() - quiet_since >= heartbeat_s:
                     quiet_since = loop.time()
                     await response.write(b": still at it\n\n")
         finally:
