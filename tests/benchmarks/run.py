@@ -136,7 +136,7 @@ def measure_idle(folder: Path) -> None:
     env = {"PATH": os.environ["PATH"], "STATE_DIR": str(folder / "idle"), "HTTP_PORT": "0", "LOG_FORMAT": "json"}
     with subprocess.Popen([sys.executable, "-m", "app", "worker"], env=env, stderr=subprocess.DEVNULL) as worker:
         try:
-            time.sleep(3)
+            time.sleep(8)  # the starter model is there by then
             before, started = cpu_s(worker.pid), time.monotonic()
             time.sleep(IDLE_S)
             share = (cpu_s(worker.pid) - before) / (time.monotonic() - started)
