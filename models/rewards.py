@@ -27,6 +27,7 @@ CountsT = TypeVar("CountsT", PromptDay, RewardDay)
 _BUCKETS = (*(f"le_{bound}" for bound in BOUNDS_MS), "le_more")
 _PRIOR = 0.5
 _HALVINGS = 60
+_ESTIMATED = " Impressions are estimates, as the log was sampled, which the intervals leave out."
 
 
 @attrs.frozen
@@ -42,7 +43,8 @@ class VariantReport:
     """One prompt variant over some days.
 
     Args:
-        impressions: answers that went out; an estimate when ``is_estimated``, as the log was sampled.
+        impressions: answers that went out; an estimate when ``is_estimated``, as the log was sampled, and ``interval``
+            takes it for exact.
         trials: what ``acceptance`` is a share of: see the report's denominator.
         acceptance: ``accepted`` of ``trials``; None without any, and ``interval`` is then everything.
         reward_mean: of the rewards.
@@ -79,7 +81,8 @@ class RewardReport:
     Args:
         since, until: the first and last day (UTC) asked for; None is open.
         denominator: what acceptance is a share of.
-        confidence: the chance that all intervals hold at once, and at every look.
+        confidence: the chance that all intervals hold at once, and at every look that has the same first day. A
+            variant that joins k - 1 others adds ``(1 - confidence) / k`` to the risk, for it was not reckoned with.
         unattributed: rewards that name no variant.
         best: the variant with the highest acceptance; None when there is nothing to go by.
         is_apart: the interval of the best lies above that of every other one.
@@ -242,11 +245,13 @@ def _summary(variants: Sequence[VariantReport], best: VariantReport | None, deno
         f"(between {best.interval.low:.1%} and {best.interval.high:.1%})"
     )
     overlapping = [other.version for other in variants[1:] if other.interval.high >= best.interval.low]
+    remark = _ESTIMATED if denominator == "impressions" and any(one.is_estimated for one in variants) else ""
     if len(variants) == 1:
-        return f"{best.version} is the only variant: {facts}."
+        return f"{best.version} is the only variant: {facts}.{remark}"
     if overlapping:
-        return f"{best.version} leads: {facts}, but its interval overlaps with {', '.join(overlapping)}: undecided yet."
-    return f"{best.version} is best: {facts}; its interval lies above all others."
+        others = ", ".join(overlapping)
+        return f"{best.version} leads: {facts}, but its interval overlaps with {others}: undecided yet.{remark}"
+    return f"{best.version} is best: {facts}; its interval lies above all others.{remark}"
 
 
 def _edge(is_ruled_out: Callable[[float], bool], outside: float, inside: float) -> float:

@@ -9,10 +9,14 @@ import click
 
 from app.analytics import read_report
 from app.cli.session import HasEnvironment, print_json, print_table
+from app.logs import one_line
 from app.settings import load_settings
 from models.errors import ReportError
 from models.rewards import RewardReport, VariantReport
 from state.store import store_path
+
+LABEL_LENGTH = 40
+"""Characters of a version that fit beside a picture."""
 
 _DAY = click.DateTime(formats=["%Y-%m-%d"])
 
@@ -26,7 +30,11 @@ _DAY = click.DateTime(formats=["%Y-%m-%d"])
 def report_command(
     obj: HasEnvironment, *, since: dt.datetime | None, until: dt.datetime | None, png: Path | None, as_json: bool
 ) -> None:
-    """Show how the variants do: acceptance with its interval, cost, latency."""
+    """Show how the variants do: acceptance with its interval, cost, latency.
+
+    A reward counts on the day it occurred, not its tip's, and one still to come counts as none: let the days be many
+    more than a reward takes, and a new variant run as long.
+    """
     first, last = (day.date() if day else None for day in (since, until))
     if first and last and first > last:
         raise click.BadParameter(f"expected a day up to {last.isoformat()}", param_hint="--from")
@@ -36,10 +44,10 @@ def report_command(
     if as_json:
         print_json(attrs.asdict(report))
         return
-    outcome = ("variant", "acceptance", "interval", report.denominator, "mean reward", "cost/accepted")
+    outcome = ("variant", "acceptance", "interval", "impressions", "rewards", "mean reward", "cost/accepted")
     rows = ((*_outcome(one), *_service(one)) for one in report.variants)
     print_table((*outcome, "p50 ms", "p95 ms", "fallbacks", "failed checks"), rows)
-    click.echo(report.summary)
+    click.echo(one_line(report.summary))  # an event may name a version that holds anything
     if report.unattributed:
         click.echo(f"Rewards that name no variant: {report.unattributed}.")
 
@@ -48,7 +56,8 @@ def _outcome(one: VariantReport) -> Iterator[str]:
     yield one.version
     yield _shown(one.acceptance, "{:.1%}")
     yield f"{one.interval.low:.1%} to {one.interval.high:.1%}"
-    yield str(one.trials)
+    yield f"{'~' if one.is_estimated else ''}{one.impressions}"
+    yield str(one.rewards)
     yield _shown(one.reward_mean, "{:.3f}")
     yield _shown(one.cost_per_accepted_usd, "{:.6f} USD")
 
@@ -62,6 +71,11 @@ def _service(one: VariantReport) -> Iterator[str]:
 
 def _shown(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
+
+
+def _label(version: str) -> str:
+    shown = one_line(version)
+    return shown if len(shown) <= LABEL_LENGTH else shown[:LABEL_LENGTH] + "…"
 
 
 def draw_report(report: RewardReport, file: Path) -> None:
@@ -81,7 +95,7 @@ def draw_report(report: RewardReport, file: Path) -> None:
     for place, one in enumerate(shown):
         middle, low, high = (100 * value for value in (one.acceptance or 0.0, one.interval.low, one.interval.high))
         axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", capsize=4, color="#20639b")
-    axes.set_yticks(range(len(shown)), [f"{one.version} ({one.trials})" for one in shown])
+    axes.set_yticks(range(len(shown)), [f"{_label(one.version)} ({one.trials})" for one in shown], parse_math=False)
     axes.set_ylim(-0.5, max(len(shown), 1) - 0.5)
     axes.set_xlabel(f"accepted, % of {report.denominator}, with intervals that hold at every look")
     try:

@@ -60,7 +60,9 @@ OPERATIONS = (
         summary="Shows how the prompt variants do",
         description=(
             "Impressions, rewards and acceptance by variant, the best one first. The intervals hold all at once and at "
-            f"every look, so a comparison may be watched daily and ended at any time. {_DAY}"
+            "every look from the same first day, so a comparison may be watched daily and ended at any time. A reward "
+            "counts on the day it occurred, not its tip's, and one still to come counts as none: let the days be many "
+            f"more than a reward takes, and a new variant run as long. {_DAY}"
         ),
         parameters=tuple(
             Parameter(name=name, where="query", type=dt.date, description=text, example=day, is_required=False)
