@@ -29,7 +29,7 @@ decode = decoder_for(Greeting)
 
 
 @contextlib.asynccontextmanager
-async def running() -> AsyncIterator[tuple[ClientSession, int]]:
+async def running(linger_s: float = 0.2) -> AsyncIterator[tuple[ClientSession, int]]:
     """A server that greets, and one route with little patience; a client's session and the port."""
 
     async def greet(request: web.Request) -> web.Response:
@@ -41,7 +41,7 @@ async def running() -> AsyncIterator[tuple[ClientSession, int]]:
 
     app = web.Application(middlewares=[carry_request_id, answer_errors], client_max_size=BODY_LIMIT_BYTES)
     app.add_routes([web.post("/greet", greet), web.post("/hurry", hurry)])
-    runner = web.AppRunner(app, lingering_time=0.2)
+    runner = web.AppRunner(app, lingering_time=linger_s)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]
@@ -107,6 +107,27 @@ async def test_a_body_without_an_end_is_refused_when_it_is_too_long() -> None:
     async with running() as (_, port):
         answer = await raw(port, head + b"Transfer-Encoding: chunked\r\n\r\n", chunk, chunk, chunk, b"0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+async def test_a_body_that_says_it_is_too_long_is_not_waited_for() -> None:
+    """Its length alone is reason enough: nothing of it has to come."""
+    head = b"POST /hurry HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9999999\r\n\r\n"
+    async with running() as (_, port):
+        answer = await raw(port, head)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+async def test_what_follows_a_slow_body_is_no_request() -> None:
+    """The rest of the body, and a request behind it, are not answered: the connection has had its last answer."""
+    head = b"POST /hurry HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+    async with running(linger_s=1) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + b"{")
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 408 ")
+        writer.write(b"}" + head + b"{}")
+        rest = await reader.read()
+        writer.close()
+    assert b"HTTP/1.1" not in rest
 
 
 async def test_a_slow_sender_is_refused_and_left() -> None:

@@ -4,7 +4,7 @@ import datetime as dt
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.rewards import (
@@ -47,6 +47,7 @@ def test_confidence_sequence_seldom_misses_at_any_look(
     assert 0.95 <= sum(unmissed.values()) < 0.999  # 0.999: it is not so wide that it says nothing
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
 def test_confidence_sequence_has_the_share_that_was_seen(successes: int, failures: int) -> None:
     """The seen share lies inside, the ends lie within 0 and 1, and yes and no may be swapped."""
@@ -73,6 +74,7 @@ def test_confidence_sequence_is_the_martingale_of_its_source() -> None:
     assert (found.low, found.high) == (pytest.approx((3 / 8 / 20) ** 0.5), 1.0)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 86_400_000))
 def test_bucket_of_is_the_first_bound_not_below(latency_ms: float) -> None:
     """Every latency has one bucket, and the row has a field for it."""
@@ -185,6 +187,7 @@ def test_report_counts_rewards_that_name_no_variant() -> None:
     assert report_of({}, {"v1": rewards(2, 1)}, reward_count=5).unattributed == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["v1", "a/b", "v3"]), st.integers(0, 6), st.integers(1, 9)), max_size=12))
 def test_report_adds_the_days_of_a_version_up(facts: list[tuple[str, int, int]]) -> None:
     """The sum of all days counts, whatever the version is called and however the days are ordered."""

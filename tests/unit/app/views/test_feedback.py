@@ -11,7 +11,7 @@ import attrs
 import pytest
 from aiohttp import ClientSession, web
 from harness import NatsServer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_kit import client
 
@@ -38,7 +38,7 @@ async def running(broker: Broker | None = None) -> AsyncIterator[ClientSession]:
     """The route on a real server; a session of a client's."""
     app = web.Application(middlewares=[carry_request_id, answer_errors], client_max_size=BODY_LIMIT_BYTES)
     app.add_routes(feedback_routes(Source(broker)))
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, lingering_time=0.2)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
@@ -98,6 +98,17 @@ async def test_feedback_without_a_connection_is_503() -> None:
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
 
 
+async def test_feedback_does_not_wait_for_a_connection(unused_tcp_port: int, caplog: pytest.LogCaptureFixture) -> None:
+    """While NATS can't be reached nothing is handed to the client library, which would keep it to send it later."""
+    async with (
+        Broker([f"nats://127.0.0.1:{unused_tcp_port}"], name="test") as broker,
+        running(broker) as session,
+        session.post("/feedback", json=GIVEN) as answer,
+    ):
+        assert answer.status == 503
+    assert "feedback: there is no connection to NATS" in caplog.text
+
+
 async def test_feedback_before_there_is_a_stream_is_503(nats_server: NatsServer) -> None:
     """A server that nobody has given the stream stores nothing, and no answer says that it did."""
     async with Broker([nats_server.url], name="test") as broker:
@@ -123,6 +134,7 @@ async def test_feedback_is_published_with_the_time_it_came_at(nats_server: NatsS
 ID = st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True)
 
 
+@settings(deadline=None)
 @given(ID, ID, ID, ID)
 def test_message_id_is_of_one_request_and_tip(request: str, tip: str, other_request: str, other_tip: str) -> None:
     """Two are equal only when both ids are; it is short and holds nothing of either."""
@@ -136,6 +148,7 @@ def test_message_id_keeps_colons_apart() -> None:
     assert message_id("a:b", "c") != message_id("a", "b:c")
 
 
+@settings(deadline=None)
 @given(ID, ID, st.floats(0, 1))
 def test_feedback_request_takes_every_id_and_reward(user: str, version: str, reward: float) -> None:
     """Whatever has the form of an id, and every reward from 0 to 1, is taken as it is."""
@@ -144,6 +157,7 @@ def test_feedback_request_takes_every_id_and_reward(user: str, version: str, rew
     assert (found.user_id, found.prompt_version, found.reward) == (user, version, reward)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=140))
 def test_feedback_request_takes_no_other_id(text: str) -> None:
     """Any other text is refused with its field, a line feed at the end included."""

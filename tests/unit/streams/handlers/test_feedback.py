@@ -84,6 +84,7 @@ async def test_tip_rewarded_of_another_request_or_tip_is_another_reward() -> Non
     assert memory.counts["reward_days", DAY, "count"] == len(memory.rows) == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "1", "2", ""]), min_size=2, max_size=6))
 def test_reward_key_is_of_one_request_and_tip(parts: list[str]) -> None:
     """However a text with colons is cut into two ids, each cut has a key of its own."""
