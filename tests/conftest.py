@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from harness import NatsServer
+
+# How long an example takes says nothing of what it shows; a test's own time limit bounds them all.
+hypothesis.settings.register_profile("tipstream", deadline=None)
+hypothesis.settings.load_profile("tipstream")
 
 
 @pytest.fixture
