@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from models.codec import encode_json
+from models.errors import PayloadError, StoreError
 from models.rewards import RewardReport, make_report
 from state.schema import has_database
 from state.sqlite import SqliteReader
@@ -27,22 +28,28 @@ def read_report(path: Path, *, since: dt.date | None = None, until: dt.date | No
         path: the database; without one nothing was counted.
 
     Raises:
-        StoreError: it can't be read.
+        StoreError: it can't be read, or a row does not fit its class.
     """
     if not has_database(path):
         return make_report({}, {}, reward_count=0, since=since, until=until)
     reader = SqliteReader(path)
     try:
-        rewards = dict(_rows(reader, REWARD_DAYS, since, until))
-        return make_report(
-            dict(_rows(reader, PROMPT_DAYS, since, until)),
-            dict(_rows(reader, PROMPT_REWARD_DAYS, since, until)),
-            reward_count=sum(day.count for day in rewards.values()),
-            since=since,
-            until=until,
-        )
+        return _report(reader, since, until)
+    except PayloadError as error:
+        raise StoreError(path, f"a row of counts does not fit its class ({error.reason})") from error
     finally:
         reader.close()
+
+
+def _report(reader: SqliteReader, since: dt.date | None, until: dt.date | None) -> RewardReport:
+    rewards = dict(_rows(reader, REWARD_DAYS, since, until))
+    return make_report(
+        dict(_rows(reader, PROMPT_DAYS, since, until)),
+        dict(_rows(reader, PROMPT_REWARD_DAYS, since, until)),
+        reward_count=sum(day.count for day in rewards.values()),
+        since=since,
+        until=until,
+    )
 
 
 def _rows(

@@ -22,7 +22,7 @@ import msgspec
 
 from app.bodies import decode_body
 from app.ids import new_id
-from app.user_rows import NO_ROWS, UserRowReader, UserRows
+from app.user_rows import NO_ROWS, RowProblems, UserRowReader, UserRows
 from models.codec import decoder_for, encode_json, filled, identifier
 from models.context import PromptContext, assemble_context
 from models.errors import GatewayError, PromptError, StoreError
@@ -30,6 +30,7 @@ from models.events import Fallback, GenerateDecided, TokenUsage
 from models.profile_schema import PROFILE, ProfileFeatures
 from models.rows import UserSync
 from prompts.answers import Completion
+from prompts.attempts import FREE
 from prompts.catalog import Catalog
 from prompts.checks import check_tip
 from prompts.gateway import Gateway
@@ -49,8 +50,6 @@ MAX_OPEN = 256
 ROW_TYPES: Mapping[str, type] = {"user_sync": UserSync}
 
 _NULL = msgspec.Raw(b"null")
-_MAY_HAVE_COST = frozenset({"timeout", "cut"})
-"""Failures after which a model may have worked; its tokens are then bounded and not known."""
 _SENTENCE_ENDS = (".", "!", "?", "…", '"', "”", "'", "’", ")")
 
 
@@ -167,6 +166,12 @@ class Making:
         if cost_usd is not None:
             self.cost_usd = (self.cost_usd or 0.0) + cost_usd
 
+    def fail(self, error: GatewayError, usage_most: Usage) -> None:
+        """Notes why there is no text; unless no model can have worked, its tokens are bounded and not known."""
+        self.reasons.append(error.reason)
+        if error.reason not in FREE:
+            self.spend(usage_most, is_estimated=True)
+
     def take(self, completion: Completion, fallback: Fallback) -> bool:
         """Takes a model's text, if it passes the variant's checks."""
         self.spend(completion.usage, is_estimated=completion.is_estimated, cost_usd=completion.cost_usd)
@@ -222,15 +227,19 @@ class Generating:
         self._decisions = decisions
         self._observe = observe
         self._open = 0
+        self._row_problems = RowProblems()
 
-    def begin(self, body: bytes, *, request_id: str, deadline_s: float) -> Making:
+    def begin(self, body: bytes, *, request_id: str, began: float, deadline_s: float) -> Making:
         """Decodes a request, selects its variant and assembles its context; no model is asked yet.
+
+        Args:
+            request_id: the one to use unless the body brings its own.
+            began: when the request came, on the monotonic clock; its deadline counts from then.
 
         Raises:
             RequestError: 400 or 422, with the path of the field.
             PromptUnknown: the variant is not served; the answer is 422.
         """
-        began = time.monotonic()
         asked = decode_body(body, _decode)
         profile = decode_body(asked.profile_features, self._read_profile)
         catalog = self._catalog()
@@ -282,13 +291,13 @@ class Generating:
                     yield _event("tip", {"delta": text})
             if not making.tip:
                 await self._make(making, is_begun=True)
+            if not said:
+                yield _event("tip", {"delta": making.tip})
+            elif said != making.tip:
+                yield _event("replace", {"tip": making.tip})
         except (asyncio.CancelledError, GeneratorExit):
             self._abandon(making)
             raise
-        if not said:
-            yield _event("tip", {"delta": making.tip})
-        elif said != making.tip:
-            yield _event("replace", {"tip": making.tip})
         yield Event(name="done", data=self._finish(making))
 
     async def _deltas(self, making: Making) -> AsyncGenerator[str, None]:
@@ -302,15 +311,14 @@ class Generating:
             async with gateway.stream(
                 messages, model=self._config.model, hints=making.variant.hints, deadline_s=self._left_s(making)
             ) as answer:
-                try:
-                    async for text in answer:
-                        yield text
-                except BaseException:
-                    making.spend(answer.usage_most, is_estimated=True)
-                    raise
+                async for text in answer:
+                    yield text
             making.take(answer.completion, "none")
         except GatewayError as error:
-            making.reasons.append(error.reason)
+            making.fail(error, gateway.usage_most(messages, making.variant.hints))
+        except (asyncio.CancelledError, GeneratorExit):
+            making.spend(gateway.usage_most(messages, making.variant.hints), is_estimated=True)
+            raise
         finally:
             self._open -= 1
 
@@ -343,7 +351,8 @@ class Generating:
         try:
             return gateway, making.variant.render(making.context.variables())
         except PromptError as error:
-            log.error("prompt can't be rendered", extra={"fields": {"error": str(error)}})
+            fields = {"version": making.variant.version, "error": type(error.__cause__ or error).__name__}
+            log.error("prompt can't be rendered", extra={"fields": fields})  # the message may quote a user's text
             making.reasons.append("prompt_failed")
             return None, None
 
@@ -360,9 +369,7 @@ class Generating:
         try:
             completion = await gateway.complete(messages, model=model, hints=making.variant.hints, deadline_s=left_s)
         except GatewayError as error:
-            if error.reason in _MAY_HAVE_COST:
-                making.spend(gateway.usage_most(messages, making.variant.hints), is_estimated=True)
-            making.reasons.append(error.reason)
+            making.fail(error, gateway.usage_most(messages, making.variant.hints))
             return False
         except asyncio.CancelledError:
             making.spend(gateway.usage_most(messages, making.variant.hints), is_estimated=True)
@@ -373,7 +380,7 @@ class Generating:
         try:
             return self._rows.fetch(user_id, ROW_TYPES), None
         except StoreError as error:
-            log.warning("rows can't be read for a tip", extra={"fields": {"error": error.problem}})
+            self._row_problems.note(error)
             return NO_ROWS, "state_unreadable"
 
     def _abandon(self, making: Making) -> None:
@@ -383,7 +390,6 @@ class Generating:
 
     def _finish(self, making: Making) -> bytes:
         """Logs the answer, if it was admitted, and encodes it."""
-        self._observe(making)
         answer = GenerateAnswer(
             request_id=making.request_id,
             tip_id=making.tip_id,
@@ -398,6 +404,7 @@ class Generating:
             degraded_reason=making.degraded_reason,
             logged=self._log(making, is_abandoned=False),
         )
+        self._observe(making)
         return encode_json(attrs.asdict(answer))
 
     def _log(self, making: Making, *, is_abandoned: bool) -> bool:
@@ -412,7 +419,7 @@ class Generating:
             prompt_hash=making.variant.content_hash,
             selection=making.selected.source,
             propensity=1 / len(self._config.defaults) if is_dealt else 1.0,
-            model=making.model,
+            model=making.model if making.tip else None,
             usage=making.usage,
             usage_estimated=making.usage_estimated,
             cost_usd=making.cost_usd,

@@ -15,7 +15,7 @@ import attrs
 import msgspec
 
 from app.bodies import decode_body
-from app.user_rows import NO_ROWS, UserRowReader, UserRows
+from app.user_rows import NO_ROWS, RowProblems, UserRowReader, UserRows
 from models.codec import encode_json
 from models.decisions import SCORE_SUBJECT, RowRead, encode_decision, encode_matrix
 from models.errors import StoreError
@@ -72,6 +72,8 @@ class Scoring:
         self._decisions = decisions
         self._now = now
         self._features = features
+        self._row_problems = RowProblems()
+        self._failed: set[str] = set()
 
     @functools.cached_property
     def _decode_any(self) -> Callable[[bytes], ScoreRequest]:
@@ -102,7 +104,11 @@ class Scoring:
             return self._finish(decided, prior_scores(len(asked.ids), "no_model"), rate)
         rows, problem = self._fetch(asked.user_id, model)
         moment = Moment(now=now, profile=profile, context=asked.context, rows=rows.rows)
-        matrix = model.assembler.matrix(asked.features, moment)
+        failed: list[str] = []
+        matrix = model.assembler.matrix(asked.features, moment, failed=failed)
+        if failed:
+            self._note_failed(failed)
+            problem = problem or "feature_failed"
         scores = await self._scorer.score(model, matrix, deadline=deadline)
         if scores.degraded_reason is None and problem:
             scores = attrs.evolve(scores, degraded_reason=problem)
@@ -114,8 +120,15 @@ class Scoring:
         try:
             return self._rows.fetch(user_id, model.assembler.row_types), None
         except StoreError as error:
-            log.warning("rows can't be read for scoring", extra={"fields": {"error": error.problem}})
+            self._row_problems.note(error)
             return NO_ROWS, "state_unreadable"
+
+    def _note_failed(self, names: list[str]) -> None:
+        """Logs each feature that can't be made, once."""
+        for name in names:
+            if name not in self._failed:
+                self._failed.add(name)
+                log.error("a feature can't be made and is missing", extra={"fields": {"feature": name}})
 
     def _finish(self, decided: "_Decided", scores: Scores, rate: float | None) -> bytes:
         """Logs the decision, if it was admitted, and encodes the answer."""

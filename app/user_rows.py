@@ -4,6 +4,7 @@ A read of a committed row takes some microseconds of a connection that belongs t
 a thread between would cost more than the read. Before there is a store there are no rows.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from models.errors import PayloadError, StoreError
 from state.schema import has_database
 from state.sqlite import SqliteReader
 
+log = logging.getLogger(__name__)
+
 BUSY_S = 0.01
 """Readers wait for nobody in WAL mode; while a database is locked whole, they must not hold the loop."""
 
@@ -27,6 +30,19 @@ class UserRows:
 
     rows: Mapping[str, object]
     read: dict[str, RowRead]
+
+
+class RowProblems:
+    """Logs why rows can't be read, once for each new reason: many requests a second meet the same one."""
+
+    def __init__(self) -> None:
+        self._last: str | None = None
+
+    def note(self, error: StoreError) -> None:
+        """Takes note of an error."""
+        if error.problem != self._last:
+            self._last = error.problem
+            log.warning("rows can't be read", extra={"fields": {"error": error.problem}})
 
 
 NO_ROWS = UserRows(rows={}, read={})

@@ -10,6 +10,7 @@ from here; the templates, and the checks of what a model makes of them (prompts/
 """
 
 import datetime as dt
+import itertools
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,8 @@ SIGNALS_MAX = 20
 SIGNAL_CHARS = 200
 TIP_KIND_CHARS = 80
 PROVIDER_CHARS = 40
+LOOKED_AT = 10
+"""How many times what is kept is looked at, of texts and of their characters."""
 CUT_MARK = "…"
 
 VARIABLES = ("tip_kind", "signals", "profile")
@@ -122,12 +125,17 @@ def assemble_context(
         now: the instant of the request, in UTC.
     """
     given = _row_signals(rows, now) if signals is None else signals
-    cleaned = (clean_text(text, SIGNAL_CHARS) for text in given)
+    cleaned = (_cleaned(text, SIGNAL_CHARS) for text in itertools.islice(given, LOOKED_AT * SIGNALS_MAX))
     return PromptContext(
-        tip_kind=clean_text(tip_kind or "", TIP_KIND_CHARS) or None,
-        signals=tuple(text for text in cleaned if text)[:SIGNALS_MAX],
+        tip_kind=_cleaned(tip_kind or "", TIP_KIND_CHARS) or None,
+        signals=tuple(itertools.islice((text for text in cleaned if text), SIGNALS_MAX)),
         profile=tuple(_facts(profile_features, declared)),
     )
+
+
+def _cleaned(text: str, limit: int) -> str:
+    """Cleans the beginning of a text, which may be as long as a body: cleaning all of it would hold the event loop."""
+    return clean_text(text[: LOOKED_AT * limit], limit)
 
 
 def clean_text(text: str, limit: int) -> str:

@@ -67,7 +67,7 @@ class GenerateDecided:
         prompt_hash: of the variant's file.
         selection: who chose the variant: the request, the operator's default, or nobody, as its default has vanished.
         propensity: with which probability the variant was chosen.
-        model: the model that wrote it; ``local`` when it was made here.
+        model: the model that wrote it; ``local`` when it was made here, None when its client had left before.
         usage: the tokens that this answer took, those of texts that failed their checks included.
         usage_estimated: the gateway did not say all of it, and ``usage`` is an upper bound.
         fallback: what took the place of the asked model: another one, the local template, or nothing.

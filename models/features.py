@@ -60,7 +60,8 @@ class Feature:
         name: identity, in models, cards and logs; for a candidate's feature also its name in the request.
         table: the table whose row of the user it reads; its key is the user's id.
         row: the class of that row.
-        value: makes it, None for missing; a candidate's feature is read from the request as it is.
+        value: makes it, None for missing; a candidate's feature is read from the request as it is. One that raises is
+            missing, and the answer is degraded.
     """
 
     name: str
@@ -244,6 +245,7 @@ class Assembler:
         shared = [column for column, feature in enumerate(features) if feature.source != "candidate"]
         self._own = _columns(own)
         self._shared = _columns(shared)
+        self._shared_names = [features[column].name for column in shared]
         self._values = [cast(Callable[[Moment], float | None], features[column].value) for column in shared]
         self._own_count = len(own)
         read = [features[column].name for column in own]
@@ -253,22 +255,41 @@ class Assembler:
         """What a request's candidates may carry: the model's features in the order of its columns, then all others
         that are declared, so that no wrong value passes unseen; a name that is not declared is ignored."""
 
-    def matrix(self, candidates: Sequence[msgspec.Struct], moment: Moment) -> Matrix:
+    def matrix(
+        self, candidates: Sequence[msgspec.Struct], moment: Moment, *, failed: list[str] | None = None
+    ) -> Matrix:
         """Makes the matrix of one request.
 
         Args:
             candidates: instances of ``candidate_features``, in request order.
+            failed: gets the names of features whose function fails; they are missing then. Without it, it raises.
 
         Returns:
             Shape: (n_candidates, n_features) float32, C order; row order = request order, NaN = missing.
         """
         matrix = np.empty((len(candidates), len(self.names)), dtype=np.float32)
         if self._values:
-            matrix[:, self._shared] = np.array([value(moment) for value in self._values], dtype=np.float32)
+            try:
+                shared = [value(moment) for value in self._values]
+            except Exception:  # whatever a plugin's function does; an answer without one feature is better than none
+                if failed is None:
+                    raise
+                shared = self._one_by_one(moment, failed)
+            matrix[:, self._shared] = np.array(shared, dtype=np.float32)
         if self._own_count:
             rows = np.array(list(map(msgspec.structs.astuple, candidates)), dtype=np.float32)
             matrix[:, self._own] = rows[:, : self._own_count]
         return matrix
+
+    def _one_by_one(self, moment: Moment, failed: list[str]) -> list[float | None]:
+        found: list[float | None] = []
+        for name, value in zip(self._shared_names, self._values, strict=True):
+            try:
+                found.append(value(moment))
+            except Exception:  # as above
+                failed.append(name)
+                found.append(None)
+        return found
 
     def matrix_of(self, candidates: Sequence[Mapping[str, float | None]], moment: Moment) -> Matrix:
         """The same from plain mappings, as a log or a test holds them."""

@@ -78,7 +78,8 @@ def check_ids(ids: Sequence[str]) -> None:
     """
     if not 1 <= len(ids) <= MAX_CANDIDATES:
         raise PayloadError(f"candidates: expected 1 to {MAX_CANDIDATES}, got {len(ids)}")
-    if not _IDS.fullmatch("\n".join(ids) + "\n"):
+    joined = "\n".join(ids) + "\n"
+    if joined.count("\n") != len(ids) or not _IDS.fullmatch(joined):
         place = next((place for place, id_ in enumerate(ids) if not _ID.fullmatch(id_)), 0)
         raise PayloadError(f"candidates[{place}].id: expected {ID_PATTERN}, got {_short(ids[place])}")
     if len(set(ids)) < len(ids):

@@ -21,6 +21,8 @@ DONE = b"[DONE]"
 
 _MODEL = re.compile(r"[!-~]{1,128}")
 _MOST_TOKENS = 10**9
+_MOST_USD = 1_000.0
+"""An answer that is said to cost more is one whose cost is not known."""
 
 
 @attrs.frozen(kw_only=True)
@@ -185,7 +187,7 @@ def _cost(header: str | None, usage: object) -> float | None:
             cost = float(value) if isinstance(value, str | float | int) else math.nan
         except ValueError:
             continue
-        if math.isfinite(cost) and cost >= 0:
+        if math.isfinite(cost) and 0 <= cost <= _MOST_USD:
             return cost
     return None
 

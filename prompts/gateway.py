@@ -86,8 +86,10 @@ class Gateway:
         return GatewayHealth(open_models=self._attempts.open_models(), running=slots.running, waiting=slots.waiting)
 
     def usage_most(self, messages: Messages, hints: Hints) -> Usage:
-        """What one call for these can't exceed, for one of which no more is known."""
-        return most_usage(messages, max_tokens=hints.max_tokens or self._config.max_tokens)
+        """What asking for these can't exceed, every attempt counted, where no more is known of it."""
+        most = most_usage(messages, max_tokens=hints.max_tokens or self._config.max_tokens)
+        attempts = 1 + self._config.retry.max_retries
+        return Usage(prompt_tokens=attempts * most.prompt_tokens, completion_tokens=attempts * most.completion_tokens)
 
     async def complete(self, messages: Messages, *, model: str, hints: Hints, deadline_s: float) -> Completion:
         """Asks for an answer as a whole; who asks the same at the same time shares one call.

@@ -88,6 +88,7 @@ class DecisionLog:
         self._failures = 0
         self._not_before = self._spool_not_before = 0.0
         self._error: str | None = None
+        self._is_broken = False
         self._spool_error: str | None = None
         self._stop_at: float | None = None
         self._wake = asyncio.Event()
@@ -95,7 +96,7 @@ class DecisionLog:
 
     def admit(self, request_id: str) -> float | None:
         """The rate under which the decision on this request is logged; None: it is not to be written."""
-        if self._broker is None:
+        if self._broker is None or self._is_broken:
             return None
         rate = admission_rate(self._fill())
         if is_admitted(request_id, rate):
@@ -108,7 +109,7 @@ class DecisionLog:
 
         True says that it is on its way: it is stored some 20 ms later, or lies on disk until NATS takes it.
         """
-        if self._broker is None:
+        if self._broker is None or self._is_broken:
             return False
         if not SUBJECT.fullmatch(subject):
             return self._drop("subject")
@@ -148,6 +149,7 @@ class DecisionLog:
         self._broker = broker
         broker.on_reconnect(self._hasten)
         task = asyncio.create_task(self._run(BatchPublisher(broker)), name="decisions")
+        task.add_done_callback(self._note_end)
         try:
             yield
         finally:
@@ -157,6 +159,13 @@ class DecisionLog:
                 await task
             finally:
                 self._broker = None
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """Takes no more decisions once nobody publishes them; an error that nobody foresaw is told in the health."""
+        if not task.cancelled() and (error := task.exception()):
+            self._is_broken = True
+            self._spool_error = f"nothing is published any more: {type(error).__name__}"
+            log.error("decisions are no longer published", exc_info=error)
 
     def _hasten(self) -> None:
         self._wake.set()
@@ -179,9 +188,9 @@ class DecisionLog:
         return False
 
     async def _run(self, publisher: BatchPublisher) -> None:
-        await self._adopt()
         has_done = False
         try:
+            await self._adopt()
             while not self._is_finished():
                 await self._rest(has_done)
                 has_done = bool(self._buffer) and self._must_spool() and await self._spool_some()

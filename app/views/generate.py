@@ -7,6 +7,7 @@ request is known to be valid, so what is wrong with one is answered as for any o
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Annotated, Protocol, TypeVar
 
@@ -45,7 +46,7 @@ _STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-sto
 class Generates(Protocol):
     """Whoever makes tips."""
 
-    def begin(self, body: bytes, *, request_id: str, deadline_s: float) -> Making:
+    def begin(self, body: bytes, *, request_id: str, began: float, deadline_s: float) -> Making:
         """Takes a request; raises RequestError and PromptUnknown for one that does not fit."""
 
     async def answer(self, making: Making) -> bytes:
@@ -61,9 +62,9 @@ def generate_routes(generating: Generates) -> web.RouteTableDef:
 
     @routes.post("/generate")
     async def generate(request: web.Request) -> web.StreamResponse:
-        deadline_s = read_deadline_s(request.headers.get(DEADLINE_HEADER))
+        began, deadline_s = time.monotonic(), read_deadline_s(request.headers.get(DEADLINE_HEADER))
         body = await read_body(request)
-        making = generating.begin(body, request_id=request[REQUEST_ID], deadline_s=deadline_s)
+        making = generating.begin(body, request_id=request[REQUEST_ID], began=began, deadline_s=deadline_s)
         if making.asked.stream:
             return await send_events(request, generating.stream(making))
         answer = await _while_there(request, generating.answer(making))

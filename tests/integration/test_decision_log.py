@@ -22,7 +22,9 @@ from decisions_kit import (
 from harness import NatsServer, TcpProxy, free_port, wait_until
 from service_kit import api, client, messages_of
 
-from streams.decision_log import ANSWER_S, DecisionLimits
+from streams.broker import Broker, Inbox
+from streams.decision_log import ANSWER_S, DecisionLimits, DecisionLog
+from streams.health import judge_decisions
 from streams.spool import Record, Spool
 
 PROCESS = """
@@ -273,3 +275,21 @@ async def test_decision_above_the_limit_of_the_stream_is_lost_alone(tmp_path: Pa
             assert decisions.write(SUBJECT, b"2".ljust(largest))
             assert losses(decisions) == {"too_large": 1}
         assert await stored(server.url) == [1, 2]
+
+
+async def test_a_log_that_nobody_publishes_takes_nothing(server: NatsServer, tmp_path: Path) -> None:
+    """An error that nobody foresaw ends the publishing: answers say that they are not logged, and the health why."""
+
+    class Broken(Broker):
+        async def subscribe_replies(self, *_: object, **__: object) -> Inbox:
+            raise LookupError("a mistake")
+
+    decisions = DecisionLog(tmp_path)
+    async with Broken([server.url], name="test") as broker:
+        await broker.connected.wait()
+        with pytest.raises(LookupError):
+            async with decisions.publishing(broker):
+                assert decisions.write("decisions.score", b"{}")
+                await wait_until(lambda: decisions.facts().error, what="it is told")
+                assert (decisions.admit("r"), decisions.write("decisions.score", b"{}")) == (None, False)
+                assert judge_decisions(decisions.facts()).status == "degraded"

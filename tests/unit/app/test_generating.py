@@ -229,3 +229,43 @@ async def test_a_deadline_that_is_none_is_refused(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
         status, problem = await served.post(deadline_ms=0)
     assert (status, problem["detail"][:13]) == (400, "X-Deadline-Ms")
+
+
+async def test_a_cost_that_can_not_be_is_not_known(tmp_path: Path) -> None:
+    """The tip comes all the same, without it."""
+    reply = Reply(text=GOOD, headers={"x-litellm-response-cost": "2000000"})
+    async with serving(tmp_path, tips=[reply]) as served:
+        answer = await served.tip()
+    assert (answer["tip"], answer["cost_usd"], answer["logged"]) == (GOOD, None, True)
+
+
+async def test_a_stream_without_a_text_in_time_bounds_what_it_took(tmp_path: Path) -> None:
+    """The model may have worked: the answer has the most that it can have taken, as the ledger does."""
+    async with serving(tmp_path, tips=[Reply(stall="before")]) as served:
+        events = await served.events(deadline_ms=400)
+        most = served.gateway.ledger.facts()["tips"].most
+    answer = events[-1][1]
+    assert (answer["degraded_reason"], answer["usage_estimated"]) == ("timeout", True)
+    assert answer["usage"] == {"prompt_tokens": most.prompt_tokens, "completion_tokens": most.completion_tokens}
+
+
+async def test_a_client_that_leaves_before_the_first_text_is_logged_without_a_model(tmp_path: Path) -> None:
+    """There was no tip, so nobody wrote it; what its call can have taken is bounded."""
+    async with serving(tmp_path, tips=[Reply(stall="before")]) as served:
+        response = await served.session.post("/generate", json={"user_id": "ada", "stream": True})
+        await wait_until(lambda: served.model.seen, what="the model is asked")
+        response.close()
+        await wait_until(lambda: served.decisions.written, what="the decision is logged")
+    [decision] = served.decisions.written
+    assert (decision.model, decision.is_abandoned, decision.usage_estimated) == (None, True, True)
+    assert decision.usage is not None and decision.usage.completion_tokens == 120
+
+
+async def test_a_body_of_megabytes_of_text_is_looked_at_in_part(tmp_path: Path) -> None:
+    """What is kept of it is what would be kept of its beginning."""
+    signals = ["x " * 200_000, *("" for _ in range(50_000)), "never looked at"]
+    async with serving(tmp_path, has_gateway=False) as served:
+        assert (await served.tip(signals=signals, tip_kind="focus " * 30_000))["fallback"] == "template"
+    [making] = served.observed
+    assert len(making.context.signals) == 1
+    assert len(making.context.signals[0]) <= 200

@@ -157,3 +157,18 @@ def test_a_declaration_that_can_not_be(changes: dict[str, Any], problem: str) ->
 def test_the_shipped_declarations_are_sound() -> None:
     """What a plugin is held to, ours keep as well."""
     assert [problem for feature in FEATURES.values() for problem in feature_problems(feature)] == []
+
+
+def test_a_feature_whose_function_fails_is_missing_and_named() -> None:
+    """The others of the request are there; whoever wants no such matrix gets the error."""
+
+    def fail(_: Moment) -> float:
+        raise ZeroDivisionError
+
+    declared = {**FEATURES, "bad": Feature(name="bad", source="context", unit="", meaning="", value=fail)}
+    assembler, failed = Assembler(["bad", "hour_local"], declared), list[str]()
+    at = moment(context=ScoreContext(utc_offset_minutes=0))
+    matrix = assembler.matrix([assembler.candidate_features()], at, failed=failed)
+    assert (math.isnan(matrix[0, 0]), matrix[0, 1], failed) == (True, 12.5, ["bad"])
+    with pytest.raises(ZeroDivisionError):
+        assembler.matrix_of([{}], at)

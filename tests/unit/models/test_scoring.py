@@ -86,6 +86,7 @@ FLAWS = {
     "candidate-number": (body(candidates=[1]), "candidates[0]: expected object, got int"),
     "id-missing": (body(candidates=[{"features": {}}]), "candidates[0].id: missing"),
     "id-bad": (body(candidates=candidates("a", "b\n", "c")), "candidates[1].id: expected"),
+    "id-of-lines": (body(candidates=candidates("a", "b\nc")), "candidates[1].id: expected"),
     "id-twice": (body(candidates=candidates("a", "b", "c", "b")), "candidates[3].id: the same as candidates[1].id"),
     "features-missing": (body(candidates=[{"id": "a"}]), "candidates[0].features: missing"),
     "features-list": (body(candidates=[{"id": "a", "features": []}]), "candidates[0].features: expected object"),
