@@ -29,6 +29,8 @@ LOOK_S = 0.2
 
 Starter = Callable[[], Awaitable[str | None]]
 """Trains the first version of an empty registry, and returns what went wrong, if anything did."""
+END_S = 2.0
+"""Seconds in which a starter's process has to end when it is asked to."""
 TRY_AGAIN_S = 10.0
 """Seconds after which a version that was refused is looked at again, though its alias has not moved."""
 
@@ -54,6 +56,9 @@ class ModelSource(Protocol):
 
     def stamp(self) -> object:
         """Changes whenever an alias does."""
+
+    def versions(self) -> list[str]:
+        """Every version, whether or not it can be served; raises ModelError when they can't be read."""
 
     def aliases(self) -> Mapping[str, str]:
         """Versions by alias."""
@@ -89,6 +94,7 @@ class ModelServing:
         self._seen: object = None
         self._refused_at: float | None = None
         self._is_training = False
+        self._failure: str | None = None
         self.problem: str | None = "the model is being loaded"
 
     def health(self) -> ModelHealth | None:
@@ -132,19 +138,37 @@ class ModelServing:
 
     async def _follow(self, source: ModelSource) -> None:
         await self._look(source)
-        if self._train_starter and not self.scorer.model and self._refused_at is None:
-            self._tasks.append(asyncio.create_task(self._start(self._train_starter), name="starter-model"))
+        if self._train_starter and await self._is_empty(source):
+            task = asyncio.create_task(self._start(self._train_starter), name="starter-model")
+            task.add_done_callback(self._note_end)
+            self._tasks.append(task)
         while True:
             await asyncio.sleep(LOOK_S)
             await self._look(source)
+
+    async def _is_empty(self, source: ModelSource) -> bool:
+        """Whether the first version is still to be made; what is there already is a person's to promote or to mend."""
+        if self.scorer.model or self._refused_at is not None:
+            return False
+        try:
+            return not await asyncio.to_thread(source.versions)
+        except (AppError, OSError) as error:
+            self._refuse(error)
+            return False
 
     async def _start(self, train: Starter) -> None:
         """Has the starter model trained; the registry is looked at meanwhile, so it serves once it is promoted."""
         self._is_training = True
         self.problem = "there is no model yet: the starter model is being trained"
-        failure = await train()
-        self._is_training = False
-        if failure:
+        try:
+            failure = await train()
+        except OSError as error:  # the system starts no further process
+            failure = str(error)
+        finally:
+            self._is_training = False
+            self._seen = None  # the next look says how it is without the training
+        if failure and self.scorer.model is None:
+            self._failure = failure
             self.problem = f"there is no model: the starter model could not be trained ({failure})"
 
     async def _look(self, source: ModelSource) -> None:
@@ -156,7 +180,8 @@ class ModelServing:
             self._seen = stamp
             version = (await asyncio.to_thread(source.aliases)).get(CHAMPION)
             if version is None:
-                if not self._is_training:
+                self._refused_at = None
+                if not self._is_training and self._failure is None:
                     self.problem = "no version is the champion: see 'models promote'"
                 return
             if self.scorer.model and self.scorer.model.version == version:
@@ -211,7 +236,11 @@ async def train_starter() -> str | None:
         _, errors = await process.communicate()
     except asyncio.CancelledError:
         process.terminate()
-        await process.wait()
+        try:
+            async with asyncio.timeout(END_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
         raise
     if process.returncode == 0:
         return None

@@ -6,9 +6,9 @@ for on purpose: what arrives within one turn of the event loop is scored at the 
 waits for that turn alone, at most ``CALL_BUDGET_S`` of scoring before it and no timer.
 
 Scoring runs on the loop's own thread: a call of 20 rows takes a tenth of a millisecond, whereas a thread that has
-scored waits for the interpreter's lock, up to 5 ms a time, while the loop is busy. Calls are cut so that none is
-expected to hold the loop longer than ``CALL_BUDGET_S``. A card, an alias and a file are none of this module's business:
-models/registry.py has them, app/serving.py brings them here.
+scored waits for the interpreter's lock, up to 5 ms a time, while the loop is busy. Requests are put into calls that are
+expected to hold the loop for ``CALL_BUDGET_S`` at most; one request is never cut. A card, an alias and a file are none
+of this module's business: models/registry.py has them, app/serving.py brings them here.
 """
 
 import asyncio
@@ -182,11 +182,13 @@ class Scorer:
 
     def _turn(self) -> None:
         """Scores as much as fits into one call; the rest gets the next turn, after whatever else the loop has to do."""
-        if taken := self._take():
-            self._answer(taken)
-        self._is_scheduled = bool(self._waiting)
-        if self._is_scheduled:
-            asyncio.get_running_loop().call_soon(self._turn)
+        try:
+            if taken := self._take():
+                self._answer(taken)
+        finally:  # whatever becomes of this call, those that still wait get their turn
+            self._is_scheduled = bool(self._waiting)
+            if self._is_scheduled:
+                asyncio.get_running_loop().call_soon(self._turn)
 
     def _take(self) -> list[_Waiting]:
         """The first that waits, and those behind it for the same model while the call stays within its budget."""
@@ -211,20 +213,27 @@ class Scorer:
         return taken
 
     def _answer(self, taken: Sequence[_Waiting]) -> None:
-        """One call for all; a model that fails is answered for by the prior."""
-        matrices = [waiting.matrix for waiting in taken]
-        rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
-        self.call_count += 1
-        self.row_count += len(rows)
+        """One call for all; a model that fails is answered for by the prior, an error that nobody foresaw is raised."""
+        values: list[float] = []
         try:
+            matrices = [waiting.matrix for waiting in taken]
+            rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
+            self.call_count += 1
+            self.row_count += len(rows)
             values = taken[0].model.predict(rows)
         except ModelError as error:
             log.error("scoring failed", extra={"fields": {"error": str(error)}})
+        finally:
+            self._hand_out(taken, values)
+
+    def _hand_out(self, taken: Sequence[_Waiting], values: Sequence[float]) -> None:
+        """Gives each request its own part of the scores; without one for each row nobody's part is known."""
+        if len(values) != sum(len(waiting.matrix) for waiting in taken):
             for waiting in taken:
                 waiting.answer.set_result(self._degrade(len(waiting.matrix), "model_failed"))
             return
         start = 0
         for waiting in taken:
             end = start + len(waiting.matrix)
-            waiting.answer.set_result(Scores(values=values[start:end]))
+            waiting.answer.set_result(Scores(values=list(values[start:end])))
             start = end

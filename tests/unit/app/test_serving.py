@@ -1,5 +1,6 @@
 """Which model serves: it follows the registry's champion, refuses what must not be served, and says so."""
 
+import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator
@@ -151,3 +152,44 @@ async def test_an_error_that_nobody_foresaw_is_told() -> None:
 
     async with serving(Broken(Path("nowhere"), NAME)) as models:
         await until(models, version=None, reason="the registry is no longer followed (LookupError)")
+
+
+async def test_versions_without_a_champion_are_a_persons_business(tmp_path: Path) -> None:
+    """Where there is a version, no starter is trained, and the health says what to do."""
+    asked = []
+
+    async def train() -> None:
+        asked.append(1)
+
+    async with serving(filled_registry(tmp_path, 1), train) as models:
+        await until(models, version=None, reason="no version is the champion: see 'models promote'")
+    assert asked == []
+
+
+async def test_a_starter_that_can_not_be_started_is_told(tmp_path: Path) -> None:
+    """As one that fails is."""
+
+    async def train() -> str:
+        raise OSError("no further process")
+
+    async with serving(Registry(tmp_path, NAME), train) as models:
+        await until(models, version=None, reason="the starter model could not be trained (no further process)")
+
+
+async def test_a_version_that_is_promoted_meanwhile_serves_in_spite_of_a_failed_starter(tmp_path: Path) -> None:
+    """What serves is ok, whatever became of the training."""
+    registry, gate = Registry(tmp_path, NAME), asyncio.Event()
+
+    async def train() -> str:
+        await gate.wait()
+        return "disk full"
+
+    async with serving(registry, train) as models:
+        await until(models, version=None, reason="is being trained")
+        registry.publish(artifact(), card(artifact()))
+        registry.promote("1", now=NOW)
+        await until(models, version="1")
+        gate.set()
+        await asyncio.sleep(0.5)  # long enough for two further looks at the registry
+        await until(models, version="1")
+        assert models.problem is None

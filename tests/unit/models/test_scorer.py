@@ -238,3 +238,20 @@ def test_a_feature_that_is_not_declared_is_refused() -> None:
     strange = Input(name="mood", source="candidate", unit="count", meaning="How it feels.")
     with pytest.raises(ModelError, match="card: inputs: 'mood' is not declared in this version of the application"):
         load_model("3", artifact(), card(artifact(), inputs=(*INPUTS[:2], strange)))
+
+
+async def test_an_error_that_nobody_foresaw_ends_no_scoring() -> None:
+    """The requests of that call get the prior, and those that come after it are scored."""
+    errors = [MemoryError("no room")]
+
+    def predict(given: Matrix) -> list[float]:
+        if errors:
+            raise errors.pop()
+        return [0.25] * len(given)
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: caught.append(context["exception"]))
+    caught: list[BaseException] = []
+    scorer, model = Scorer(), attrs.evolve(model_of("1"), predict=predict)
+    assert (await scorer.score(model, rows(1), deadline=FAR)).degraded_reason == "model_failed"
+    assert await scorer.score(model, rows(1), deadline=FAR) == Scores(values=[0.25])
+    assert [type(error) for error in caught] == [MemoryError]
