@@ -59,8 +59,8 @@ def load_model(version: str, artifact: bytes, card: Card, declared: Mapping[str,
     """Makes a model of XGBoost's own format; blocks for some milliseconds, so call it in a thread.
 
     Raises:
-        ModelError: the artifact is no booster, needs other columns than the card lists, reads a feature that is not
-            declared here, or gives scores outside of 0 to 1.
+        ModelError: the artifact is no booster, needs other columns than the card lists or has them in another order,
+            reads a feature that is not declared here, or gives scores outside of 0 to 1.
     """
     import xgboost  # it takes a quarter of a second, which a process without models never spends
 
@@ -82,6 +82,9 @@ def load_model(version: str, artifact: bytes, card: Card, declared: Mapping[str,
     names = [column.name for column in card.inputs]
     if columns != len(names):
         raise ModelError(version, f"artifact: it has {columns} columns, its card lists {len(names)} inputs")
+    for column, (own, listed) in enumerate(zip(booster.feature_names or names, names, strict=True)):
+        if own != listed:  # each value would be taken for another feature's
+            raise ModelError(version, f"artifact: its column {column} is {own!r}, its card's {listed!r}")
     try:
         assembler = Assembler(names, declared)
     except ModelError as error:
@@ -213,7 +216,7 @@ class Scorer:
         return taken
 
     def _answer(self, taken: Sequence[_Waiting]) -> None:
-        """One call for all; a model that fails is answered for by the prior, an error that nobody foresaw is raised."""
+        """One call for all; a model that fails is answered for by the prior, and the loop tells an unforeseen error."""
         values: list[float] = []
         try:
             matrices = [waiting.matrix for waiting in taken]
@@ -226,7 +229,7 @@ class Scorer:
         finally:
             self._hand_out(taken, values)
 
-    def _hand_out(self, taken: Sequence[_Waiting], values: Sequence[float]) -> None:
+    def _hand_out(self, taken: Sequence[_Waiting], values: list[float]) -> None:
         """Gives each request its own part of the scores; without one for each row nobody's part is known."""
         if len(values) != sum(len(waiting.matrix) for waiting in taken):
             for waiting in taken:

@@ -55,41 +55,107 @@ def run(scoring: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     return asyncio.run(scoring())
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["1", "2"]), st.integers(1, 7), st.booleans(), st.integers(0, 3)),
-        min_size=1,
-        max_size=30,
-    ),
-    st.floats(0, CALL_BUDGET_S),
+@attrs.frozen(kw_only=True)
+class Asking:
+    """A request of the property below; instants and deadlines are turns of the scorer."""
+
+    version: str
+    count: int
+    after_turns: int
+    deadline: float
+    leaves: bool
+
+
+ASKING = st.builds(
+    Asking,
+    version=st.sampled_from(["1", "2"]),
+    count=st.integers(1, 7),
+    after_turns=st.integers(0, 3),
+    deadline=st.integers(0, 6) | st.just(FAR),
+    leaves=st.booleans(),
 )
-def test_rows_never_cross_requests(asked: list[tuple[str, int, bool, int]], row_s: float) -> None:
-    """Each request gets the scores of its own rows by its own model, whoever waits beside it, leaves or comes later."""
-    calls: list[Matrix] = []
-    models = {version: model_of(version, row_s=row_s, calls=calls) for version in ("1", "2")}
 
-    async def ask(scorer: Scorer, number: int, version: str, count: int, turns: int) -> None:
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        values = [number + place / 16 for place in range(count)]  # sixteenths are exact in float32
-        scores = await scorer.score(models[version], rows(*values), deadline=FAR)
-        assert scores == Scores(values=[value / 10 + int(version) / 1000 for value in values])
 
-    async def scoring() -> None:
-        scorer = Scorer()
-        tasks = []
-        for number, (version, count, leaves, turns) in enumerate(asked):
-            tasks.append((asyncio.create_task(ask(scorer, number, version, count, turns)), leaves))
+@attrs.define
+class Traffic:
+    """Requests on their way through one scorer, and what its models were given at which turn."""
+
+    row_s: float
+    turn: int = 0
+    arrived: list[int] = attrs.field(factory=list)
+    calls: list[tuple[int, str, list[float]]] = attrs.field(factory=list)
+
+    def next_turn(self) -> float:
+        """The scorer's clock: it looks at it once a turn."""
+        self.turn += 1
+        return self.turn
+
+    def model(self, version: str) -> Model:
+        """A model that keeps what it is given."""
+        base = model_of(version, row_s=self.row_s)
+
+        def predict(given: Matrix) -> list[float]:
+            self.calls.append((self.turn, version, [float(row[0]) for row in given]))
+            return base.predict(given)
+
+        return attrs.evolve(base, predict=predict)
+
+    async def run(self, asked: list[Asking]) -> list[Scores | BaseException]:
+        """Sends them all; those that leave do so after a turn of the loop."""
+        scorer = Scorer(clock=self.next_turn)
+        models = {version: self.model(version) for version in ("1", "2")}
+
+        async def ask(number: int, one: Asking) -> Scores:
+            for _ in range(one.after_turns):
+                await asyncio.sleep(0)
+            self.arrived.append(number)
+            return await scorer.score(models[one.version], rows(*rows_of(number, one)), deadline=one.deadline)
+
+        tasks = [asyncio.create_task(ask(number, one)) for number, one in enumerate(asked)]
         await asyncio.sleep(0)
-        for task, leaves in tasks:
-            if leaves:
+        for task, one in zip(tasks, asked, strict=True):
+            if one.leaves:
                 task.cancel()
-        ends = await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
-        for end, (_, leaves) in zip(ends, tasks, strict=True):
-            assert end is None or (leaves and isinstance(end, asyncio.CancelledError)), end
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # the last turn may have nobody left to answer
         assert scorer.waiting_rows == 0
+        return ends
 
-    run(scoring)
+
+def rows_of(number: int, one: Asking) -> list[float]:
+    """The rows of a request, which no other one has; sixteenths are exact in float32."""
+    return [number + place / 16 for place in range(one.count)]
+
+
+@given(st.lists(ASKING, min_size=1, max_size=30), st.floats(0, CALL_BUDGET_S))
+def test_rows_never_cross_requests(asked: list[Asking], row_s: float) -> None:
+    """Each gets the scores of its own rows by its own model, or the prior once its time is over, whoever is beside."""
+    traffic = Traffic(row_s)
+    ends = run(lambda: traffic.run(asked))
+    scored_at = {row: turn for turn, _, call in traffic.calls for row in call}
+    for number, (one, end) in enumerate(zip(asked, ends, strict=True)):
+        own = rows_of(number, one)
+        if isinstance(end, asyncio.CancelledError):
+            assert one.leaves
+        elif end.is_prior:
+            assert end == Scores(values=[PRIOR_SCORE] * one.count, is_prior=True, degraded_reason="deadline")
+            assert traffic.turn > one.deadline and not set(own) & set(scored_at)
+        else:
+            assert end == Scores(values=[row / 10 + int(one.version) / 1000 for row in own])
+            assert max(scored_at[row] for row in own) <= one.deadline
+
+
+@given(st.lists(ASKING, min_size=1, max_size=30), st.floats(0, CALL_BUDGET_S))
+def test_calls_are_first_in_first_out_and_within_their_budget(asked: list[Asking], row_s: float) -> None:
+    """Rows are scored in the order of arrival, each once; a call is one model's, and one request's if it is long."""
+    traffic = Traffic(row_s)
+    run(lambda: traffic.run(asked))
+    scored = [row for _, _, call in traffic.calls for row in call]
+    assert scored == [row for number in traffic.arrived for row in rows_of(number, asked[number]) if row in set(scored)]
+    for _, version, call in traffic.calls:
+        numbers = {int(row) for row in call}
+        assert {asked[number].version for number in numbers} == {version}
+        assert len(numbers) == 1 or len(call) * row_s <= CALL_BUDGET_S * (1 + 1e-9)  # budgets are summed in floats
 
 
 async def test_requests_of_one_turn_are_scored_in_one_call() -> None:
@@ -171,6 +237,27 @@ async def test_a_model_that_fails_is_answered_for_by_the_prior() -> None:
     assert await scorer.score(model, rows(1), deadline=FAR) == Scores(values=[0.25])
 
 
+@pytest.mark.parametrize(
+    "predict",
+    [
+        pytest.param(lambda given: [][1], id="another-error"),
+        pytest.param(lambda given: [0.25] * (len(given) + 1), id="one-score-too-many"),
+        pytest.param(lambda given: [0.25] * (len(given) - 1), id="one-score-too-few"),
+    ],
+)
+async def test_a_model_that_fails_in_an_unforeseen_way_stops_nobody(predict: Callable[[Matrix], list[float]]) -> None:
+    """Whoever waited for it gets the prior, and the scorer goes on with what comes after."""
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, facts: told.append(facts["exception"]))
+    scorer, model = Scorer(), model_of("1")
+    failing = attrs.evolve(model, predict=predict)
+    async with asyncio.timeout(5):
+        both = await asyncio.gather(*(scorer.score(failing, rows(1), deadline=FAR) for _ in range(2)))
+        assert [one.degraded_reason for one in both] == ["model_failed"] * 2
+        assert (await scorer.score(model, rows(1), deadline=FAR)).is_prior is False
+    assert [type(error) for error in told] in ([], [IndexError])  # an error is not swallowed
+
+
 async def test_scores_of_a_batch_are_those_of_its_rows_alone() -> None:
     """With the real booster too, bit for bit: what a request gets does not depend on its company."""
     model = load_model("1", artifact(), card(artifact()))
@@ -231,6 +318,18 @@ def test_a_card_with_other_columns_is_refused() -> None:
     names = [one.name for one in INPUTS[:2]]
     with pytest.raises(ModelError, match="it has 3 columns, its card lists 2 inputs"):
         load_model("3", artifact(), card(artifact(), inputs=INPUTS[:2], feature_hash=feature_hash(names)))
+
+
+def test_columns_in_another_order_are_refused() -> None:
+    """A booster that knows its columns by name is never given the values of other ones."""
+    import xgboost
+
+    names = [one.name for one in INPUTS]
+    data = np.random.default_rng(0).random((50, 3), dtype=np.float32)
+    matrix = xgboost.DMatrix(data, label=data[:, 0] > 0.5, feature_names=names[::-1], nthread=1)
+    of = bytes(xgboost.train({"objective": "binary:logistic", "nthread": 1}, matrix, 2).save_raw("ubj"))
+    with pytest.raises(ModelError, match="artifact: its column 0 is 'hours_since_sync', its card's 'tip_length_chars'"):
+        load_model("3", of, as_card(of))
 
 
 def test_a_feature_that_is_not_declared_is_refused() -> None:
