@@ -28,11 +28,8 @@ CHAMPION = "champion"
 LOOK_S = 0.2
 
 Starter = Callable[[], Awaitable[str | None]]
-"""Trains the first version of an empty registry, and returns what went wrong, if anything did."""
-END_S = 2.0
-"""Seconds in which a starter's process has to end when it is asked to."""
+"""Trains the first version of an empty registry, and returns what went wrong, if anything did; may raise OSError."""
 TRY_AGAIN_S = 10.0
-"""Seconds after which a version that was refused is looked at again, though its alias has not moved."""
 
 
 class Stored(Protocol):
@@ -74,6 +71,7 @@ class ModelServing:
         source: the registry; None: no models are looked for.
         features: all that are declared, once the first model is loaded.
         train_starter: makes the first version of an empty registry; None: nobody does.
+        try_again_s: seconds after which a version that was refused is looked at again, though its alias has not moved.
     """
 
     def __init__(
@@ -84,12 +82,14 @@ class ModelServing:
         *,
         features: Mapping[str, Feature] = FEATURES,
         train_starter: Starter | None = None,
+        try_again_s: float = TRY_AGAIN_S,
     ) -> None:
         self._name = name
         self._source = source
         self.scorer = scorer
         self._features = features
         self._train_starter = train_starter
+        self._try_again_s = try_again_s
         self._tasks: list[asyncio.Task[None]] = []
         self._seen: object = None
         self._refused_at: float | None = None
@@ -139,9 +139,7 @@ class ModelServing:
     async def _follow(self, source: ModelSource) -> None:
         await self._look(source)
         if self._train_starter and await self._is_empty(source):
-            task = asyncio.create_task(self._start(self._train_starter), name="starter-model")
-            task.add_done_callback(self._note_end)
-            self._tasks.append(task)
+            self._tasks.append(asyncio.create_task(self._start(self._train_starter), name="starter-model"))
         while True:
             await asyncio.sleep(LOOK_S)
             await self._look(source)
@@ -166,15 +164,13 @@ class ModelServing:
             failure = str(error)
         finally:
             self._is_training = False
-            self._seen = None  # the next look says how it is without the training
-        if failure and self.scorer.model is None:
-            self._failure = failure
+        if failure:
             self.problem = f"there is no model: the starter model could not be trained ({failure})"
 
     async def _look(self, source: ModelSource) -> None:
         try:
             stamp = await asyncio.to_thread(source.stamp)
-            is_due = self._refused_at is not None and time.monotonic() - self._refused_at > TRY_AGAIN_S
+            is_due = self._refused_at is not None and time.monotonic() - self._refused_at > self._try_again_s
             if stamp == self._seen and not is_due:
                 return
             self._seen = stamp

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import datetime as dt
+import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from harness import wait_until
 from registry_kit import NAME, NOW, artifact, card, filled_registry
 
-from app.serving import ModelServing, Starter
+from app.serving import ModelServing, Starter, train_starter
 from models.registry import Registry
 from models.scorer import Scorer
 
@@ -135,6 +137,95 @@ async def test_no_starter_where_a_version_is_refused(tmp_path: Path) -> None:
     async with serving(registry, train) as models:
         await until(models, version=None, reason="it is empty")
     assert asked == []
+
+
+async def test_no_starter_over_versions_that_nobody_promoted(tmp_path: Path) -> None:
+    """The starter is for an empty registry; here the health says what a person has to do."""
+    asked = []
+
+    async def train() -> None:
+        asked.append(1)
+
+    registry = filled_registry(tmp_path, 1)
+    async with serving(registry, train) as models:
+        await until(models, version=None, reason="no version is the champion: see 'models promote'")
+        registry.promote("1", now=NOW)
+        await until(models, version="1")
+    assert asked == []
+
+
+async def test_a_starter_that_can_not_begin_is_told(tmp_path: Path) -> None:
+    """A system that starts no further process is named, rather than a training that nobody carries out."""
+
+    async def train() -> None:
+        raise OSError("no more processes")
+
+    async with serving(Registry(tmp_path, NAME), train) as models:
+        await until(models, version=None, reason="the starter model could not be trained (no more processes)")
+
+
+async def test_a_stop_ends_the_training_of_the_starter(tmp_path: Path) -> None:
+    """Whoever trains is cancelled and waited for; no task is left."""
+    ended = []
+
+    async def train() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(1)
+
+    before = asyncio.all_tasks()
+    async with serving(Registry(tmp_path, NAME), train) as models:
+        await until(models, version=None, reason="the starter model is being trained")
+        assert asyncio.all_tasks() > before
+    assert (ended, asyncio.all_tasks()) == ([1], before)
+
+
+async def test_a_mended_version_serves_without_another_move(tmp_path: Path) -> None:
+    """A version that was refused is looked at again though its alias has stayed, and its reason goes."""
+    registry = promoted(tmp_path, "1", count=1)
+    file = registry.folder / "versions" / "1" / "model.ubj"
+    good = file.read_bytes()
+    file.write_bytes(good[:-1])
+    async with ModelServing(NAME, registry, Scorer(), try_again_s=0) as models:
+        await until(models, version=None, reason="it was changed or cut off")
+        file.write_bytes(good)
+        await until(models, version="1")
+        await wait_until(lambda: models.problem is None, what="the reason is gone")
+
+
+async def test_an_alias_that_goes_back_to_what_serves_ends_the_degradation(tmp_path: Path) -> None:
+    """Once the alias names the serving version again, nothing is wrong any more, and nothing is loaded anew."""
+    registry = promoted(tmp_path, "1")
+    async with serving(registry) as models:
+        await until(models, version="1")
+        loaded = models.scorer.model
+        (registry.folder / "aliases.json").write_text('{"champion": "9"}')
+        await until(models, version="1", reason="; version 1 goes on")
+        (registry.folder / "aliases.json").write_text('{"champion": "1"}')
+        await wait_until(lambda: models.problem is None, what="the reason is gone")
+        assert models.scorer.model is loaded
+
+
+async def test_the_starters_process_tells_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a real training process says of its failure is what an operator reads."""
+    (tmp_path / "models").write_text("a file where the registry should be")
+    monkeypatch.setenv("MODEL_REGISTRY", str(tmp_path / "models"))
+    assert "MODEL_REGISTRY: expected a folder" in (await train_starter() or "")
+
+
+async def test_a_cancelled_starter_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training process ends with whoever has asked for it."""
+    monkeypatch.setenv("MODEL_REGISTRY", str(tmp_path / "models"))
+    children = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children")
+    before = children.read_text().split()
+    training = asyncio.create_task(train_starter())
+    await wait_until(lambda: len(children.read_text().split()) > len(before), what="the training process runs")
+    training.cancel()
+    assert isinstance((await asyncio.gather(training, return_exceptions=True))[0], asyncio.CancelledError)
+    assert children.read_text().split() == before
+    assert not list((tmp_path / "models").glob("*/versions/*"))
 
 
 async def test_without_a_registry_nothing_is_followed() -> None:
