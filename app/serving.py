@@ -29,6 +29,8 @@ LOOK_S = 0.2
 
 Starter = Callable[[], Awaitable[str | None]]
 """Trains the first version of an empty registry, and returns what went wrong, if anything did; may raise OSError."""
+END_S = 2.0
+"""Seconds in which a starter's process has to end when it is asked to."""
 TRY_AGAIN_S = 10.0
 
 
@@ -139,7 +141,9 @@ class ModelServing:
     async def _follow(self, source: ModelSource) -> None:
         await self._look(source)
         if self._train_starter and await self._is_empty(source):
-            self._tasks.append(asyncio.create_task(self._start(self._train_starter), name="starter-model"))
+            task = asyncio.create_task(self._start(self._train_starter), name="starter-model")
+            task.add_done_callback(self._note_end)
+            self._tasks.append(task)
         while True:
             await asyncio.sleep(LOOK_S)
             await self._look(source)
@@ -164,7 +168,9 @@ class ModelServing:
             failure = str(error)
         finally:
             self._is_training = False
-        if failure:
+            self._seen = None  # the next look says how it is without the training
+        if failure and self.scorer.model is None:
+            self._failure = failure
             self.problem = f"there is no model: the starter model could not be trained ({failure})"
 
     async def _look(self, source: ModelSource) -> None:
