@@ -160,15 +160,22 @@ def make_report(
     when answers could not be logged or were given the day before, has at least as many impressions as rewards. When
     there are more rewards than impressions in all, the log is of no use, and it is a share of rewards.
 
+    While it is a share of impressions, a version that was never answered with is no variant: rewards that name one, as
+    by a slip or by somebody's invention, are counted as unattributed and decide nothing.
+
     Args:
         prompt_days: the counts of answers by day and version, of these days only.
         reward_days: the counts of rewards by day and version, of these days only.
         reward_count: all rewards of these days, also those that name no version.
     """
     answers, rewards = _by_version(prompt_days, PromptDay), _by_version(reward_days, RewardDay)
-    attributed = sum(row.count for row in rewards.values())
+    served = {version: row for version, row in rewards.items() if version in answers and answers[version].impressions}
+    attributed = sum(row.count for row in served.values())
     shown = sum(row.impression_thousandths for row in answers.values()) / 1000
     denominator: Denominator = "impressions" if shown >= max(1, attributed) else "rewards"
+    if denominator == "impressions":
+        rewards = served
+    attributed = sum(row.count for row in rewards.values())
     versions = sorted(answers.keys() | rewards.keys())
     alpha = (1 - CONFIDENCE) / max(1, len(versions))  # the union bound: all of them hold at once
     variants = [

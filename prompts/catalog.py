@@ -208,7 +208,7 @@ def _choose_one(claiming: Sequence[Variant], released: str | None, before: Varia
 def _why_not(variant: Variant, chosen: Variant | None, released: str | None) -> str:
     where = f"prompt {variant.file}: version {variant.version!r}"
     if released is not None and variant.content_hash != released:
-        fate = "the released content goes on" if chosen else "it is not served"
+        fate = "the released content goes on until the next start" if chosen else "it is not served"
         return (
             f"{where} was released with the content {released} and can't change, but the file has "
             f"{variant.content_hash}: give it a new version; {fate}"

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import attrs
 import jinja2
+import jinja2.exceptions
 import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
@@ -301,10 +302,25 @@ def _compiled(file: Path, source: str, variables: Iterable[str]) -> jinja2.Templ
     return jinja2.Template.from_code(environment, code, environment.globals)
 
 
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Refuses what makes a few characters of a file into gigabytes: powers, and texts or lists taken several times.
+
+    Without an optimizer, which would carry such a thing out as soon as the file is looked at.
+    """
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """As the sandbox; only numbers are multiplied."""
+        if operator == "**" or not all(isinstance(value, int | float) for value in (left, right)):
+            raise jinja2.exceptions.SecurityError(f"{operator!r} is for numbers, and there are no powers")
+        return super().call_binop(context, operator, left, right)
+
+
 def _environment() -> jinja2.Environment:
     """A sandbox without globals; ``json`` prints a value so that it stays on its line, whatever it holds."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
+    environment = _Sandbox(
+        undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, optimized=False
     )
     environment.globals.clear()
     environment.filters["json"] = _json

@@ -159,7 +159,7 @@ def test_report_without_impressions_is_of_rewards() -> None:
 
 def test_report_of_a_variant_with_more_rewards_than_impressions_takes_the_rewards() -> None:
     """No acceptance is above 1: a reward stands for an impression that the log lacks."""
-    report = report_of({"v1": answers(100)}, {"v1": rewards(10, 5), "old": rewards(2, 2)})
+    report = report_of({"v1": answers(100), "old": answers(1)}, {"v1": rewards(10, 5), "old": rewards(2, 2)})
     old = report.variants[0]
     assert (report.denominator, old.version, old.trials, old.acceptance) == ("impressions", "old", 2, 1.0)
 
@@ -198,3 +198,12 @@ def test_report_adds_the_days_of_a_version_up(facts: list[tuple[str, int, int]])
     }
     report = make_report({key: answers(count) for key, count in days.items()}, {}, reward_count=0)
     assert {one.version: one.impressions for one in report.variants} == wanted
+
+
+def test_report_lets_a_version_that_was_never_answered_with_decide_nothing() -> None:
+    """A slip in a reward's version makes no variant, no winner and no other denominator."""
+    days = {"2026-03-01/v1": answers(100), "2026-03-01/v2": answers(100)}
+    given = {"2026-03-01/v1": rewards(50, 30), "2026-03-01/v2": rewards(50, 20), "2026-03-01/V2": rewards(500, 500)}
+    report = make_report(days, given, reward_count=600)
+    assert [one.version for one in report.variants] == ["v1", "v2"]
+    assert (report.best, report.denominator, report.unattributed) == ("v1", "impressions", 500)

@@ -151,7 +151,7 @@ def test_released_version_is_served_as_it_was(folder: Folder) -> None:
     new = next(one.variant for one in catalog.list_all() if one.state == "modified")
     assert catalog.problems == (
         f"prompt {file}: version 'v4' was released with the content {old.content_hash} and can't change, but the file "
-        f"has {new.content_hash}: give it a new version; the released content goes on",
+        f"has {new.content_hash}: give it a new version; the released content goes on until the next start",
     )
 
 

@@ -316,3 +316,13 @@ def test_shipped_variants_ask_for_what_the_checks_want(variant: Variant) -> None
     )
     assert [words for words in asked if words not in " ".join(system.split()).replace("No ", "no ")] == []
     assert [number.value for number in numbers_in(system)] == [variant.limits.max_chars]
+
+
+@pytest.mark.parametrize("grown", ['"a" * 10000000000', "[1] * 10000000000", "10 ** 10000000000"])
+def test_a_file_that_would_fill_the_memory_is_refused_when_it_is_rendered(tmp_path: Path, grown: str) -> None:
+    """It is loaded without being carried out, and says what it may not do; plain products are fine."""
+    variant = load(tmp_path, user=f"{{% set x = {grown} %}}{{{{ x | json }}}}")
+    with pytest.raises(PromptError, match="is for numbers, and there are no powers"):
+        variant.render(dict.fromkeys(variant.variables, "x"))
+    fine = load(tmp_path, user="{{ 6 * 7 }}")
+    assert fine.render(dict.fromkeys(fine.variables, "x")).user == "42"
