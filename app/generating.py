@@ -14,7 +14,7 @@ import contextlib
 import datetime as dt
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import attrs
@@ -227,6 +227,8 @@ class Generating:
         self._decisions = decisions
         self._observe = observe
         self._open = 0
+        self._is_stopping = False
+        self._tasks: set[asyncio.Task[object]] = set()
         self._row_problems = RowProblems()
 
     def begin(self, body: bytes, *, request_id: str, began: float, deadline_s: float) -> Making:
@@ -275,10 +277,13 @@ class Generating:
     async def answer(self, making: Making) -> bytes:
         """Makes the tip and returns the answer's JSON; a cancelled caller's model is asked no longer."""
         try:
-            await self._make(making)
+            with self._waiting():
+                await self._make(making)
         except asyncio.CancelledError:
-            self._abandon(making)
-            raise
+            if not self._is_stopping:
+                self._abandon(making)
+                raise
+            self._hurry(making)
         return self._finish(making)
 
     async def stream(self, making: Making) -> AsyncGenerator[Event, None]:
@@ -286,19 +291,55 @@ class Generating:
         said = ""
         try:
             async with contextlib.aclosing(self._deltas(making)) as deltas:
-                async for text in deltas:
+                while text := await self._next(deltas):
                     said += text
                     yield _event("tip", {"delta": text})
             if not making.tip:
-                await self._make(making, is_begun=True)
+                with self._waiting():
+                    await self._make(making, is_begun=True)
             if not said:
                 yield _event("tip", {"delta": making.tip})
             elif said != making.tip:
                 yield _event("replace", {"tip": making.tip})
-        except (asyncio.CancelledError, GeneratorExit):
+        except GeneratorExit:
             self._abandon(making)
             raise
+        except asyncio.CancelledError:
+            if not self._is_stopping:
+                self._abandon(making)
+                raise
+            self._hurry(making)
+            yield _event("replace" if said else "tip", {"tip" if said else "delta": making.tip})
         yield Event(name="done", data=self._finish(making))
+
+    async def _next(self, deltas: AsyncGenerator[str, None]) -> str:
+        """The next text, never an empty one; empty at the end."""
+        with self._waiting():
+            return await anext(deltas, "")
+
+    def stop(self) -> None:
+        """Ends the wait for models: whoever waits gets a tip that is made here, before the process ends."""
+        self._is_stopping = True
+        for task in self._tasks:
+            task.cancel()
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Lets ``stop`` end what this task waits for."""
+        task = asyncio.current_task()
+        assert task, "a coroutine runs in a task"
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    def _hurry(self, making: Making) -> None:
+        """Makes the tip here for one whose wait was ended by the stop."""
+        if task := asyncio.current_task():
+            task.uncancel()
+        making.reasons.append("stopping")
+        making.take_local()
 
     async def _deltas(self, making: Making) -> AsyncGenerator[str, None]:
         """The first model's text as it comes; afterwards the tip is there, unless the model or a check has failed."""
@@ -344,8 +385,8 @@ class Generating:
     def _ready(self, making: Making) -> tuple[Gateway | None, Messages | None]:
         """Whom to ask, and what; a reason says why nobody is."""
         gateway = self._gateway()
-        if gateway is None or self._open >= MAX_OPEN:
-            reason = "no_gateway" if gateway is None else "overloaded"
+        if gateway is None or self._is_stopping or self._open >= MAX_OPEN:
+            reason = "no_gateway" if gateway is None else "stopping" if self._is_stopping else "overloaded"
             making.reasons += [reason] if reason not in making.reasons else []
             return None, None
         try:

@@ -352,6 +352,11 @@ def _provide_answers(app: App) -> tuple[Scoring, Generating]:
         decisions=app.decisions,
         observe=app.metrics.observe_generation,
     )
+
+    async def stop_generating(_: web.Application) -> None:
+        generating.stop()
+
+    app.http.on_shutdown.append(stop_generating)
     app.metrics.show_tokens(lambda: app.gateway.ledger.facts() if app.gateway else {})
     return Scoring(app.models.scorer, rows, profiles.read, app.decisions, features=app.features), generating
 

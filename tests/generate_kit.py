@@ -55,6 +55,7 @@ class Served:
     gateway: Gateway
     decisions: Decisions
     observed: list[Making]
+    generating: Generating
 
     async def post(self, **fields: Any) -> tuple[int, Any]:
         """The status and the JSON of an answer."""
@@ -123,7 +124,14 @@ async def serving(
             url = f"http://127.0.0.1:{runner.addresses[0][1]}"
             try:
                 async with ClientSession(url) as session:
-                    yield Served(session=session, model=model, gateway=gateway, decisions=decisions, observed=observed)
+                    yield Served(
+                        generating=generating,
+                        session=session,
+                        model=model,
+                        gateway=gateway,
+                        decisions=decisions,
+                        observed=observed,
+                    )
             finally:
                 await runner.cleanup()
                 rows.close()

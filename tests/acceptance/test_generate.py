@@ -97,3 +97,14 @@ async def test_a_variant_that_is_added_answers_without_a_restart(tmp_path: Path)
                 assert (await response.content.readline()) == b"event: tip\n"
                 response.close()
             await wait_until(lambda: model.endings("left"), what="the model sees its client leave")
+
+
+async def test_an_orderly_stop_answers_those_who_wait_for_a_model(tmp_path: Path) -> None:
+    """SIGTERM while the model stalls: the tip is made here, and the worker ends with 0."""
+    async with FakeModel(tips=[Reply(stall="before")]) as model:
+        with Worker(tmp_path, NATS_URL="", LITELLM_URL=model.url) as worker:
+            await worker.start()
+            waiting = asyncio.create_task(tip(worker))
+            await wait_until(lambda: model.seen, what="the model is asked")
+            code = await worker.stop()
+            assert ((await waiting)["degraded_reason"], code) == ("stopping", 0)

@@ -269,3 +269,23 @@ async def test_a_body_of_megabytes_of_text_is_looked_at_in_part(tmp_path: Path) 
     [making] = served.observed
     assert len(making.context.signals) == 1
     assert len(making.context.signals[0]) <= 200
+
+
+@pytest.mark.parametrize(
+    ("stream", "said"), [(False, "before"), (True, "before"), (True, 2)], ids=["whole", "stream", "stream-of-two-words"]
+)
+async def test_a_stop_gives_a_tip_to_those_who_wait(tmp_path: Path, stream: bool, said: str | int) -> None:
+    """A worker that ends makes the tip here; a stream ends with its done event."""
+    async with serving(tmp_path, tips=[Reply(text=GOOD, stall=said)]) as served:
+        task = asyncio.create_task(served.events() if stream else served.tip())
+        await wait_until(
+            lambda: served.model.seen and (said == "before" or served.model.seen[0].deltas == said or not stream)
+        )
+        await asyncio.sleep(0.1)
+        served.generating.stop()
+        found = await task
+        later = await served.tip()
+    answer = found[-1][1] if stream else found
+    assert (answer["fallback"], answer["degraded_reason"], answer["usage_estimated"]) == ("template", "stopping", True)
+    assert [name for name, _ in found].count("replace") == (said == 2) if stream else True
+    assert later["degraded_reason"] == "stopping"
