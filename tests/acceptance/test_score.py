@@ -17,6 +17,8 @@ from models.scorer import load_model
 
 CANDIDATES: list[Any] = [{"id": f"tip-{number}", "features": {"tip_length_chars": number / 8}} for number in range(8)]
 BODY: dict[str, Any] = {"user_id": "ada", "candidates": CANDIDATES}
+PATIENT = {"X-Deadline-Ms": "60000"}
+"""For tests in which a model must answer, however busy the machine is."""
 
 
 def expected(version: int) -> list[float]:
@@ -53,7 +55,7 @@ async def keep_scoring(worker: Worker, until: asyncio.Event) -> list[Any]:
     answers = []
     async with aiohttp.ClientSession() as session:
         while not until.is_set():
-            async with session.post(f"{worker.http}/score", json=BODY) as response:
+            async with session.post(f"{worker.http}/score", json=BODY, headers=PATIENT) as response:
                 assert response.status == 200, await response.text()
                 answers.append(await response.json())
     return answers
@@ -93,7 +95,7 @@ async def test_a_tampered_version_is_refused_and_the_old_model_goes_on(tmp_path:
         assert (refused.code, "its SHA-256 is" in refused.err) == (1, True)
         (registry.folder / "aliases.json").write_text('{"champion": "2"}')
         await serves(worker, "1", reason="it was changed or cut off, or is that of another card; version 1 goes on")
-        answer = (await worker.post("/score", BODY)).json
+        answer = (await worker.post("/score", BODY, **PATIENT)).json
         assert (answer["model_version"], answer["degraded"]) == ("1", False)
         card_of_2 = await worker.get("/models/2/card")
         assert (card_of_2.status, card_of_2.json["artifact_hash"]) == (200, registry.read_card("2").artifact_hash)
@@ -107,7 +109,7 @@ async def test_the_decision_log_holds_what_was_answered(tmp_path: Path) -> None:
         await publish(worker.nats, "signals.task.synced", [synced("ada")])
         await worker.wait_counts("tipstream-signals", processed=1)
         await serves(worker, "1")
-        answer = (await worker.post("/score", BODY | {"request_id": "r-1"})).json
+        answer = (await worker.post("/score", BODY | {"request_id": "r-1"}, **PATIENT)).json
         [decision] = await decisions(worker, 1)
     assert (decision.request_id, decision.model_version) == ("r-1", "1")
     assert decision.scores == [one["score"] for one in answer["scores"]]
@@ -149,6 +151,17 @@ BAD = {
         422,
         "candidates[8].id: the same as candidates[2].id",
     ),
+    "unread-feature-as-string": (
+        json.dumps(BODY).replace("0.0", '0.0, "novelty": "x"', 1).encode(),
+        422,
+        "candidates[0].features.novelty: expected float",
+    ),
+    "no-float": (sent("1e999"), 422, "candidates[0].features.tip_length_chars: number out of range"),
+    "deep-and-unknown": (
+        json.dumps(BODY).replace('"ada"', '"ada", "trace": ' + '{"a":' * 100_000, 1).encode(),
+        400,
+        "body: not valid JSON",
+    ),
     "number-as-string": (sent('"1"'), 422, "candidates[0].features.tip_length_chars: expected float"),
     "nested": (sent('{"value": 1}'), 422, "candidates[0].features.tip_length_chars: expected float"),
     "5-MB": (b'{"user_id": "' + b"x" * 5_000_000 + b'"}', 413, "Maximum request body size"),
@@ -168,7 +181,7 @@ async def test_bad_requests_are_refused_by_path_and_nothing_is_lost(tmp_path: Pa
         assert (other.status, other.json["detail"]) == (415, "Content-Type: expected application/json, got text/plain")
         late = await worker.post("/score", BODY, **{"X-Deadline-Ms": "soon"})
         assert (late.status, late.json["detail"][:13]) == (400, "X-Deadline-Ms")
-        assert (await worker.post("/score", BODY)).json["model_version"] == "1"
+        assert (await worker.post("/score", BODY, **PATIENT)).json["model_version"] == "1"
 
 
 @pytest.mark.parametrize("scope", ["health", "score"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import io
 import json
 from collections.abc import AsyncIterator
@@ -87,6 +88,21 @@ async def test_a_body_of_five_megabytes_is_refused() -> None:
     """413, before it is read."""
     status, _ = await send(b'{"name": "' + b"x" * 5_000_000 + b'"}')
     assert status == 413
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        pytest.param(gzip.compress(b'{"name": "Ada"}'), 200, "Ada", id="packed"),
+        pytest.param(gzip.compress(b'{"name": "' + b"x" * 5_000_000 + b'"}'), 413, "body size 2097152", id="bomb"),
+        pytest.param(b"no gzip at all", 400, "not encoded as its headers say", id="not-packed"),
+    ],
+)
+async def test_a_packed_body_is_measured_unpacked(body: bytes, status: int, text: str) -> None:
+    """A few bytes that stand for megabytes are too long, and what is not packed as it says is no body."""
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    async with running() as (session, _), session.post("/greet", data=body, headers=headers) as response:
+        assert (response.status, text in await response.text()) == (status, True)
 
 
 async def raw(port: int, *pieces: bytes) -> bytes:

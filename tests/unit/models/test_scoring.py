@@ -121,6 +121,10 @@ def test_a_flaw_is_named_by_its_path(payload: bytes, problem: str) -> None:
         pytest.param(b'{"user_id": "ada"', id="cut"),
         pytest.param(body(mood=0).replace(b"0}", b'{"a":' * 50_000), id="deep-in-an-unknown-field"),
         pytest.param(b'{"user_id": "\xff"}', id="no-utf8"),
+        pytest.param(body().decode().encode("utf-16"), id="utf-16"),
+        pytest.param(b"\xef\xbb\xbf" + body(), id="byte-order-mark"),
+        pytest.param(body().replace(b"ada", b"\\ud800"), id="half-a-character"),
+        pytest.param(body() + b"{}", id="two-documents"),
     ],
 )
 def test_what_is_no_json_is_told_so(payload: bytes) -> None:
@@ -128,9 +132,10 @@ def test_what_is_no_json_is_told_so(payload: bytes) -> None:
     assert problem_of(payload).startswith("payload: not valid JSON")
 
 
-def test_a_number_that_no_float_holds_is_named() -> None:
-    """1e999 would be infinite."""
-    found = problem_of(body().replace(b"0.5", b"1e999"))
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"1" + b"0" * 400], ids=["large", "low", "digits"])
+def test_a_number_that_no_float_holds_is_named(number: bytes) -> None:
+    """It would be infinite, which no feature is."""
+    found = problem_of(body().replace(b"0.5", number))
     assert found == "candidates[0].features.urgency: number out of range"
 
 

@@ -29,9 +29,9 @@ class FakeScoring:
 
 
 @contextlib.asynccontextmanager
-async def running(scoring: FakeScoring) -> AsyncIterator[ClientSession]:
+async def running(scoring: FakeScoring, *, limit_bytes: int = 2**20) -> AsyncIterator[ClientSession]:
     """A server with the route."""
-    app = web.Application(middlewares=[carry_request_id, answer_errors])
+    app = web.Application(middlewares=[carry_request_id, answer_errors], client_max_size=limit_bytes)
     app.add_routes(score_routes(scoring))
     runner = web.AppRunner(app)
     await runner.setup()
@@ -73,6 +73,52 @@ async def test_too_many_requests_at_once_are_refused_unread() -> None:
         scoring.may_answer.set()
         assert set(await asyncio.gather(*waiting)) == {(200, None)}
         assert await post(session) == (200, None)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        pytest.param({"X-Deadline-Ms": "soon"}, b"{}", 400, id="deadline"),
+        pytest.param({"Content-Type": "text/plain"}, b"{}", 415, id="type"),
+        pytest.param({}, b"x" * 2_000, 413, id="length"),
+    ],
+)
+async def test_what_is_refused_unread_leaves_its_place(headers: dict[str, str], body: bytes, status: int) -> None:
+    """No answer is looked for, and however often that happens, the next request finds room."""
+    scoring = FakeScoring()
+    scoring.may_answer.set()
+    sent = {"Content-Type": "application/json"} | headers
+    async with running(scoring, limit_bytes=1_000) as session:
+        for _ in range(MAX_IN_FLIGHT + 1):
+            async with session.post("/score", data=body, headers=sent) as response:
+                assert response.status == status
+        assert scoring.asked == []
+        async with session.post("/score", json={}) as response:
+            assert response.status == 200
+
+
+async def test_a_request_without_an_id_gets_one() -> None:
+    """The id that is minted is that of the answer's header and the one that the service is given."""
+    scoring = FakeScoring()
+    scoring.may_answer.set()
+    async with running(scoring) as session:
+        for _ in range(2):
+            async with session.post("/score", json={}) as response:
+                assert response.headers["X-Request-Id"] == scoring.asked[-1][1]
+    assert len({request_id for _, request_id, _ in scoring.asked}) == 2
+
+
+async def test_a_flaw_that_the_service_finds_is_answered_with_its_status() -> None:
+    """422 with the path that it names, and the place is free again."""
+
+    class Refusing(FakeScoring):
+        async def answer(self, body: bytes, *, request_id: str, deadline: float) -> bytes:
+            raise RequestError(422, "user_id: missing")
+
+    async with running(Refusing()) as session:
+        for _ in range(MAX_IN_FLIGHT + 1):
+            async with session.post("/score", json={}) as response:
+                assert (response.status, (await response.json())["detail"]) == (422, "user_id: missing")
 
 
 @pytest.mark.parametrize("header", ["0", "60001", "-1", "1.5", "x", "", "٣", "1" * 50])
