@@ -59,7 +59,9 @@ async def test_worker_says_where_everything_is(tmp_path: Path) -> None:
             *("feedback.tip_rewarded", "generations.generate_decided"),
             *("signals.task_synced", "signals.tip_feedback"),
         ]
-        assert any("NATS_URL is unset" in line["message"] for line in worker.logs)
+        await wait_until(
+            lambda: any("NATS_URL is unset" in line["message"] for line in worker.logs), what="a warning follows"
+        )
 
 
 async def test_worker_logs_no_payload(tmp_path: Path) -> None:
