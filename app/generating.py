@@ -15,13 +15,14 @@ import datetime as dt
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import attrs
 import msgspec
 
 from app.bodies import decode_body
 from app.ids import new_id
+from app.scoring import Decisions
 from app.user_rows import NO_ROWS, RowProblems, UserRowReader, UserRows
 from models.codec import decoder_for, encode_json, filled, identifier
 from models.context import PromptContext, assemble_context
@@ -51,16 +52,6 @@ ROW_TYPES: Mapping[str, type] = {"user_sync": UserSync}
 
 _NULL = msgspec.Raw(b"null")
 _SENTENCE_ENDS = (".", "!", "?", "…", '"', "”", "'", "’", ")")
-
-
-class Decisions(Protocol):
-    """The decision log."""
-
-    def admit(self, request_id: str) -> float | None:
-        """The sample rate under which this request is logged; None: it is not."""
-
-    def write(self, subject: str, payload: bytes) -> bool:
-        """Takes a decision without waiting; False when it can't."""
 
 
 @attrs.frozen(kw_only=True)

@@ -6,7 +6,6 @@ request is known to be valid, so what is wrong with one is answered as for any o
 """
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Annotated, Protocol, TypeVar
@@ -16,17 +15,15 @@ from aiohttp import web
 from msgspec import Meta
 
 from app.bodies import read_body
+from app.deadlines import DEADLINE_HEADER, MAX_DEADLINE_MS, read_deadline_s
 from app.generating import Event, GenerateAnswer, GenerateRequest, Making
 from app.middleware import REQUEST_ID
 from app.operations import Answer, Body, Operation, Parameter
-from models.errors import RequestError
 from models.profile_schema import ProfileFeatures
 
 T = TypeVar("T")
 
-DEADLINE_HEADER = "X-Deadline-Ms"
 DEADLINE_MS = 20_000
-MAX_DEADLINE_MS = 60_000
 HEARTBEAT_S = 10.0
 LOOK_S = 0.25
 """How often a client that is waited for is looked at."""
@@ -62,7 +59,10 @@ def generate_routes(generating: Generates) -> web.RouteTableDef:
 
     @routes.post("/generate")
     async def generate(request: web.Request) -> web.StreamResponse:
-        began, deadline_s = time.monotonic(), read_deadline_s(request.headers.get(DEADLINE_HEADER))
+        began, deadline_s = (
+            time.monotonic(),
+            read_deadline_s(request.headers.get(DEADLINE_HEADER), default_ms=DEADLINE_MS),
+        )
         body = await read_body(request)
         making = generating.begin(body, request_id=request[REQUEST_ID], began=began, deadline_s=deadline_s)
         if making.asked.stream:
@@ -71,19 +71,6 @@ def generate_routes(generating: Generates) -> web.RouteTableDef:
         return web.Response(body=answer, headers=_HEADERS)
 
     return routes
-
-
-def read_deadline_s(header: str | None) -> float:
-    """Reads the deadline that a caller sets, in seconds from now.
-
-    Raises:
-        RequestError: 400; it is no whole number of milliseconds from 1 to ``MAX_DEADLINE_MS``.
-    """
-    if header is None:
-        return DEADLINE_MS / 1000
-    if not re.fullmatch("[0-9]{1,5}", header) or not 1 <= int(header) <= MAX_DEADLINE_MS:
-        raise RequestError(400, f"{DEADLINE_HEADER}: expected milliseconds from 1 to {MAX_DEADLINE_MS}, got {header!r}")
-    return int(header) / 1000
 
 
 async def _while_there(request: web.Request, making: Awaitable[T]) -> T:

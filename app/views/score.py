@@ -4,7 +4,6 @@ The route reads the body and the deadline; app/scoring.py answers. More requests
 refused with 503 and Retry-After before they are read: nothing honest can be said of a request that is not even known.
 """
 
-import re
 import time
 from typing import Annotated, Literal, Protocol
 
@@ -14,17 +13,15 @@ from aiohttp import web
 from msgspec import Meta
 
 from app.bodies import read_body
+from app.deadlines import DEADLINE_HEADER, MAX_DEADLINE_MS, read_deadline_s
 from app.middleware import REQUEST_ID
 from app.operations import Answer, Body, Operation, Parameter
 from models.codec import ID_PATTERN, between
-from models.errors import RequestError
 from models.features import FEATURES, ScoreContext
 from models.profile_schema import ProfileFeatures
 from models.scoring import MAX_CANDIDATES
 
-DEADLINE_HEADER = "X-Deadline-Ms"
 DEADLINE_MS = 40
-MAX_DEADLINE_MS = 60_000
 MAX_IN_FLIGHT = 512
 BODY_S = 2.0
 """Seconds in which a body must have arrived: whoever sends more slowly holds a place that others wait for."""
@@ -47,7 +44,7 @@ def score_routes(scoring: Answers) -> web.RouteTableDef:
     @routes.post("/score")
     async def score(request: web.Request) -> web.Response:
         nonlocal in_flight
-        deadline = time.monotonic() + read_deadline_s(request.headers.get(DEADLINE_HEADER))
+        deadline = time.monotonic() + read_deadline_s(request.headers.get(DEADLINE_HEADER), default_ms=DEADLINE_MS)
         if in_flight >= MAX_IN_FLIGHT:
             raise web.HTTPServiceUnavailable(
                 text=f"{MAX_IN_FLIGHT} requests are being answered", headers={"Retry-After": "1"}
@@ -61,19 +58,6 @@ def score_routes(scoring: Answers) -> web.RouteTableDef:
         return web.Response(body=answer, headers=_HEADERS)
 
     return routes
-
-
-def read_deadline_s(header: str | None) -> float:
-    """Reads the deadline that a caller sets, in seconds from now.
-
-    Raises:
-        RequestError: 400; it is no whole number of milliseconds from 1 to ``MAX_DEADLINE_MS``.
-    """
-    if header is None:
-        return DEADLINE_MS / 1000
-    if not re.fullmatch("[0-9]{1,5}", header) or not 1 <= int(header) <= MAX_DEADLINE_MS:
-        raise RequestError(400, f"{DEADLINE_HEADER}: expected milliseconds from 1 to {MAX_DEADLINE_MS}, got {header!r}")
-    return int(header) / 1000
 
 
 # What follows is for the OpenAPI document alone: models/scoring.py decodes, app/scoring.py encodes.

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from app.middleware import answer_errors, carry_request_id
-from app.views.score import MAX_IN_FLIGHT, read_deadline_s, score_routes
+from app.views.score import MAX_IN_FLIGHT, score_routes
 from models.errors import RequestError
 
 
@@ -119,16 +119,3 @@ async def test_a_flaw_that_the_service_finds_is_answered_with_its_status() -> No
         for _ in range(MAX_IN_FLIGHT + 1):
             async with session.post("/score", json={}) as response:
                 assert (response.status, (await response.json())["detail"]) == (422, "user_id: missing")
-
-
-@pytest.mark.parametrize("header", ["0", "60001", "-1", "1.5", "x", "", "٣", "1" * 50])
-def test_a_deadline_that_is_none_is_refused(header: str) -> None:
-    """400 names the header, and what would be accepted."""
-    with pytest.raises(RequestError, match="X-Deadline-Ms: expected milliseconds from 1 to 60000") as caught:
-        read_deadline_s(header)
-    assert caught.value.status == 400
-
-
-def test_the_deadline_is_in_milliseconds() -> None:
-    """40 without the header."""
-    assert (read_deadline_s(None), read_deadline_s("1"), read_deadline_s("60000")) == (0.04, 0.001, 60.0)
