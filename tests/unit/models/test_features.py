@@ -17,6 +17,8 @@ from models.rows import ProviderSync, UserSync
 NOON = dt.datetime(2026, 3, 6, 12, 30, tzinfo=dt.UTC)  # a Friday
 OWN = [name for name, feature in FEATURES.items() if feature.source == "candidate"]
 NUMBERS = st.none() | st.floats(-1e30, 1e30, allow_nan=False)
+VALUES = {"float": st.floats(-1e30, 1e30), "int": st.integers(-(2**53), 2**53), "bool": st.booleans()}
+PROFILES = st.builds(ProfileFeatures, **{one.name: st.none() | VALUES[one.dtype] for one in PROFILE})
 
 
 def moment(**changes: Any) -> Moment:
@@ -61,10 +63,10 @@ def test_context_features_are_those_of_the_users_clock(offset: int, hour: float,
 
 def test_table_features_are_those_of_the_row() -> None:
     """The newest synchronisation counts, and tasks are summed over providers that say how many they have."""
-    at = moment(rows=synced(30, 6, 9, counts=(4, None, 3)))
+    at = moment(rows=synced(30, 6, 9, 12, counts=(4, None, 3, 5)))
     assert value_of("hours_since_sync", at) == 6
-    assert value_of("provider_count", at) == 3
-    assert value_of("synced_task_count", at) == 7  # 4 + 3
+    assert value_of("provider_count", at) == 4
+    assert value_of("synced_task_count", at) == 12  # 4 + 3 + 5
 
 
 def test_table_features_without_a_count_or_a_provider() -> None:
@@ -95,14 +97,20 @@ def test_profile_features_are_those_of_the_contract() -> None:
 @given(
     st.permutations(list(FEATURES)).flatmap(lambda names: st.integers(1, len(names)).map(lambda n: names[:n])),
     st.lists(st.dictionaries(st.sampled_from(OWN), NUMBERS), min_size=1, max_size=4),
-    st.floats(0, 1) | st.none(),
+    PROFILES,
+    st.none() | st.integers(-720, 840),
+    st.lists(st.tuples(st.floats(-1e4, 1e4), st.none() | st.integers(0, 2**53)), max_size=3),
 )
 def test_a_matrix_is_its_values_one_by_one(
-    names: list[str], candidates: list[dict[str, float | None]], rate: float | None
+    names: list[str],
+    candidates: list[dict[str, float | None]],
+    profile: ProfileFeatures,
+    offset: int | None,
+    syncs: list[tuple[float, int | None]],
 ) -> None:
     """Whatever the order of the columns: row and column of each value are those of its candidate and its name."""
-    profile = ProfileFeatures(completion_rate_7d=rate)
-    at = moment(profile=profile, context=ScoreContext(utc_offset_minutes=90), rows=synced(5, counts=(2,)))
+    row = synced(*(hours for hours, _ in syncs), counts=tuple(count for _, count in syncs))
+    at = moment(profile=profile, context=ScoreContext(utc_offset_minutes=offset), rows=row if syncs else {})
     matrix = Assembler(names).matrix_of(candidates, at)
     assert (matrix.dtype, matrix.flags.c_contiguous) == (np.float32, True)
     for row, candidate in enumerate(candidates):
