@@ -11,10 +11,10 @@ import attrs
 from aiohttp import web
 
 from app.plugins import Line, Plugin, describe, start_of
-from models.context import VARIABLES
 from models.errors import AppError, DeclarationError, PluginError
 from models.features import FEATURES, feature_problems
 from prompts.registry import SHIPPED, load_variants
+from prompts.samples import SAMPLES
 from streams.service import consumer_specs
 from streams.subjects import SubjectTable
 
@@ -58,7 +58,7 @@ def check_plugin(plugin: Plugin, others: Iterable[Plugin], *, prefix: str) -> No
 def _check_prompts(plugin: Plugin, others: Iterable[Plugin]) -> None:
     folders = [folder for other in (*others, plugin) for folder in other.prompt_folders]
     try:
-        load_variants([SHIPPED, *folders], allowed=VARIABLES)
+        load_variants([SHIPPED, *folders], samples=SAMPLES)
     except AppError as error:
         raise PluginError(plugin.name, plugin.made_at, describe(error)) from error
 

@@ -19,10 +19,10 @@ from typing import Literal
 
 import attrs
 
-from models.context import VARIABLES
 from models.errors import AppError, DeclarationError, PromptUnknown
 from prompts.registry import Variant, load_variant, variant_files
 from prompts.releases import SHIPPED_RELEASES, read_releases, record_releases
+from prompts.samples import SAMPLES
 
 Stamp = tuple[int, int, int]
 """Time of the last change in nanoseconds, size and inode."""
@@ -167,7 +167,7 @@ class Catalog:
 def load_file(file: Path, stamp: Stamp, known: Loaded | None) -> Loaded | None:
     """Reads a file; one that is not as it was at its ``stamp`` any more is left for the next look."""
     try:
-        loaded = Loaded(file=file, stamp=stamp, variant=load_variant(file, allowed=VARIABLES))
+        loaded = Loaded(file=file, stamp=stamp, variant=load_variant(file, samples=SAMPLES))
     except DeclarationError as error:
         loaded = Loaded(file=file, stamp=stamp, variant=known.variant if known else None, problem=str(error))
     return loaded if _stamp(file) == stamp else known

@@ -10,7 +10,6 @@ prompts/catalog.py finds it while the process runs.
 
 import difflib
 import hashlib
-import json
 import re
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,25 +18,35 @@ from typing import Any, NoReturn
 
 import attrs
 import jinja2
-import jinja2.exceptions
 import jinja2.meta
 import jinja2.nodes
-import jinja2.sandbox
 import msgspec
 import yaml
 
 from models.codec import between, describe_error, filled
 from models.errors import DeclarationError, PromptError
+from prompts.sandbox import limited, sandbox
 
 SHIPPED = Path(__file__).parent / "templates"
 FENCE = "---"
 USER_MARK = "--- user"
 MIN_CHARS = 20
+PROMPT_CHARS = 50_000
+"""What both messages together may have with a sample."""
+SAMPLE_CPU_S = 0.1
+"""What a sample may take of the processor while each line is looked at."""
+
+Samples = Mapping[str, Mapping[str, object]]
+"""What fills the variables, by the name of the sample; each sample has the same variables."""
 
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _WORDS = frozenset({"and", "else", "false", "if", "in", "is", "loop", "none", "not", "or", "self", "true"})
-_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_FAILURES = (
+    *(jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError),
+    *(RuntimeError, MemoryError),  # of macros that call each other without an end, and of texts that are too long
+)
+"""What a template that doesn't fit its values can raise."""
 _OTHER_FILES = (jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Extends)
 
 
@@ -105,17 +114,24 @@ class Variant:
             text = template.render(given).strip()
             text.encode()  # a lone surrogate can't be sent
             return text
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == template.filename]
-            where = f"{self.file.name}:{lines[-1]}: " if lines else ""
+        except _FAILURES as error:
+            line = _failed_line(error, self.file)
+            where = f"{self.file.name}:{line}: " if line else ""
             raise PromptError(self.version, f"{where}{error}") from error
 
 
-def load_variants(folders: Sequence[Path], *, allowed: Collection[str] | None = None) -> Mapping[str, Variant]:
+def _failed_line(error: BaseException | None, file: Path) -> int | None:
+    """The innermost line of a file that an error went through."""
+    frames = traceback.extract_tb(error.__traceback__) if error else []
+    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    return lines[-1] if lines else None
+
+
+def load_variants(folders: Sequence[Path], *, samples: Samples | None = None) -> Mapping[str, Variant]:
     """Loads every ``.j2`` file of some folders, by version, in the order of the folders and then of the names.
 
     Args:
-        allowed: as ``load_variant`` takes them.
+        samples: as ``load_variant`` takes them.
 
     Raises:
         DeclarationError: a folder or a file can't be used; names the file, and the key or the line.
@@ -123,7 +139,7 @@ def load_variants(folders: Sequence[Path], *, allowed: Collection[str] | None = 
     found: dict[str, Variant] = {}
     for folder in folders:
         for file in variant_files(folder):
-            variant = load_variant(file, allowed=allowed)
+            variant = load_variant(file, samples=samples)
             if other := found.get(variant.version):
                 _refuse(file, f"version: {variant.version!r} is that of {other.file} already")
             found[variant.version] = variant
@@ -142,11 +158,12 @@ def variant_files(folder: Path) -> list[Path]:
         raise DeclarationError(f"prompts {folder}", f"expected a folder with .j2 files ({error.strerror})") from error
 
 
-def load_variant(file: Path, *, allowed: Collection[str] | None = None) -> Variant:
+def load_variant(file: Path, *, samples: Samples | None = None) -> Variant:
     """Loads one file.
 
     Args:
-        allowed: the variables that there will be values for; None takes any.
+        samples: what there will be for the variables: no others may be used, and each sample must be printed. None
+            takes any variables and tries nothing out.
 
     Raises:
         DeclarationError: it can't be used; names the file, and the key or the line.
@@ -159,16 +176,16 @@ def load_variant(file: Path, *, allowed: Collection[str] | None = None) -> Varia
     except UnicodeDecodeError:
         _refuse(file, "expected UTF-8")
     try:
-        return _variant(file, text, hashlib.sha256(content).hexdigest()[:12], allowed)
+        return _variant(file, text, hashlib.sha256(content).hexdigest()[:12], samples)
     except (RecursionError, SyntaxError):  # of the YAML, of the template, or of the code that Jinja2 makes of it
         _refuse(file, "nested too deeply")
 
 
-def _variant(file: Path, text: str, content_hash: str, allowed: Collection[str] | None) -> Variant:
+def _variant(file: Path, text: str, content_hash: str, samples: Samples | None) -> Variant:
     front, system, user = _parts(file, text)
-    facts = _facts(file, front, allowed)
+    facts = _facts(file, front, None if samples is None else next(iter(samples.values())))
     _check_facts(file, facts)
-    return Variant(
+    variant = Variant(
         version=facts.version,
         purpose=facts.purpose,
         variables=facts.variables,
@@ -179,6 +196,26 @@ def _variant(file: Path, text: str, content_hash: str, allowed: Collection[str] 
         system=_compiled(file, system, facts.variables),
         user=_compiled(file, user, facts.variables),
     )
+    for name, sample in (samples or {}).items():
+        _try_out(variant, name, sample, text)
+    return variant
+
+
+def _try_out(variant: Variant, name: str, sample: Mapping[str, object], text: str) -> None:
+    """Refuses a variant that a sample is too much for, before a request can be."""
+    try:
+        with limited(str(variant.file), cpu_s=SAMPLE_CPU_S):
+            messages = variant.render(sample)
+    except PromptError as error:
+        line = _failed_line(error.__cause__, variant.file)
+        source = "".join(text.split("\n")[line - 1 : line]) if line else ""
+        names = " or ".join(repr(one) for one in variant.variables if re.search(rf"\b{one}\b", source))
+        why = str(error.__cause__) or type(error.__cause__).__name__  # of a MemoryError, which says nothing more
+        _refuse(variant.file, f"variable {names}: " * bool(names) + f"{why}, with the sample {name!r}", line=line)
+    chars = len(messages.system) + len(messages.user)
+    if chars > PROMPT_CHARS:
+        problem = f"expected messages of at most {PROMPT_CHARS} characters, got {chars}"
+        _refuse(variant.file, f"{problem}, with the sample {name!r}")
 
 
 @attrs.frozen(kw_only=True)
@@ -288,7 +325,7 @@ def _check_facts(file: Path, facts: _Facts) -> None:
 
 def _compiled(file: Path, source: str, variables: Iterable[str]) -> jinja2.Template:
     """Compiles one message."""
-    environment = _environment()
+    environment = sandbox()
     try:
         tree = environment.parse(source)
         code = environment.compile(source, filename=str(file))
@@ -300,33 +337,3 @@ def _compiled(file: Path, source: str, variables: Iterable[str]) -> jinja2.Templ
         lines = [node.lineno for node in tree.find_all(jinja2.nodes.Name) if node.name == name]
         _refuse(file, f"variable {name!r} is used and not declared under variables", line=min(lines, default=None))
     return jinja2.Template.from_code(environment, code, environment.globals)
-
-
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Refuses what makes a few characters of a file into gigabytes: powers, and texts or lists taken several times.
-
-    Without an optimizer, which would carry such a thing out as soon as the file is looked at.
-    """
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """As the sandbox; only numbers are multiplied."""
-        if operator == "**" or not all(isinstance(value, int | float) for value in (left, right)):
-            raise jinja2.exceptions.SecurityError(f"{operator!r} is for numbers, and there are no powers")
-        return super().call_binop(context, operator, left, right)
-
-
-def _environment() -> jinja2.Environment:
-    """A sandbox without globals; ``json`` prints a value so that it stays on its line, whatever it holds."""
-    environment = _Sandbox(
-        undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, optimized=False
-    )
-    environment.globals.clear()
-    environment.filters["json"] = _json
-    return environment
-
-
-def _json(value: object) -> str:
-    """JSON without anything that ends a line, or that UTF-8 can't hold."""
-    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))

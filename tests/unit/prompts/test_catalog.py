@@ -140,6 +140,19 @@ def test_catalog_refuses_variables_that_no_request_has(folder: Folder) -> None:
     assert catalog.problems == (f"prompt {file}:4: variables.tip_knid: unknown key, did you mean tip_kind?",)
 
 
+def test_catalog_keeps_the_old_one_when_a_sample_fails(folder: Folder) -> None:
+    """A text that only some contexts can fill is a bad file: told with line, variable and sample, and not served."""
+    file = folder.write("v4")
+    catalog = folder.open()
+    declared = FILE.replace("{{}}", "{{tip_kind: the topic}}")
+    file.write_text(declared.format(version="v4", text="About {{ tip_kind | upper }}, {{ tip_kind.strip() }}."))
+    settle(catalog)
+    assert catalog.variants["v4"].render({"tip_kind": None}).user == "Hello."
+    problem = f"prompt {file}:10: variable 'tip_kind': 'None' has no attribute 'strip', with the sample 'empty'"
+    assert catalog.problems == folder.open().problems == (problem,)
+    assert "v4" not in folder.open().variants
+
+
 def test_released_version_is_served_as_it_was(folder: Folder) -> None:
     """A file that changes after its version has answered is refused by name and both hashes; the old text goes on."""
     file = folder.write("v4")

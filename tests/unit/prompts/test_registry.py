@@ -194,9 +194,39 @@ def test_variant_is_refused_with_its_file_and_line(tmp_path: Path, text: str, pr
 def test_variant_may_use_what_there_will_be_alone(tmp_path: Path) -> None:
     """Where the variables are known beforehand, another one is refused with its line."""
     load(tmp_path)
-    assert load_variant(tmp_path / "t1.j2", allowed=["name"]).version == "t1"
+    assert load_variant(tmp_path / "t1.j2", samples={"some": {"name": "Ana"}}).version == "t1"
     with pytest.raises(DeclarationError, match=r"t1\.j2:5: variables\.name: unknown key, did you mean nome\?"):
-        load_variants([tmp_path], allowed=["nome", "x"])
+        load_variants([tmp_path], samples={"some": {"nome": "Ana", "x": 1}})
+
+
+@pytest.mark.parametrize(
+    ("user", "problem"),
+    [
+        pytest.param("{{ name.upper() }}", ":13: variable 'name': 'None' has no attribute 'upper'", id="unguarded"),
+        pytest.param("\n{% set n = 0 %}\n{{ 1 / n }}", ":15: division by zero", id="arithmetic"),
+        pytest.param("{{ 'a' * 9 }}", ":13: '*' is for numbers, and there are no powers", id="refused"),
+        pytest.param(
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ":13: maximum recursion depth exceeded", id="recursion"
+        ),
+        pytest.param("{{ 'a' | center(1000000000000000) }}", ":13: MemoryError", id="memory"),
+        pytest.param("a" * 50_000, ": expected messages of at most 50000 characters, got 50006", id="length"),
+    ],
+)
+def test_variant_is_tried_out_when_it_is_loaded(tmp_path: Path, user: str, problem: str) -> None:
+    """One that fails with a sample is refused with file, line, variable and the sample's name."""
+    load(tmp_path, user=user)
+    samples = {"some": {"name": "Ana"}, "none": {"name": None}}
+    with pytest.raises(DeclarationError) as caught:
+        load_variant(tmp_path / "t1.j2", samples=samples)
+    assert str(caught.value).startswith(f"prompt {tmp_path}/t1.j2{problem}")
+    assert str(caught.value).endswith(f", with the sample '{'none' if 'None' in problem else 'some'}'")
+
+
+def test_variant_that_computes_for_too_long_is_refused(tmp_path: Path) -> None:
+    """Loops in loops end when the file is read, with the line of the loops, and hold nobody up later."""
+    load(tmp_path, user="{% for a in name %}" * 9 + "{% endfor %}" * 9)
+    with pytest.raises(DeclarationError, match=r"t1\.j2:13: variable 'name': computes for longer than 0\.1 s"):
+        load_variant(tmp_path / "t1.j2", samples={"some": {"name": ["x"] * 20}})
 
 
 def test_variant_that_is_no_text_is_refused(tmp_path: Path) -> None:
