@@ -235,9 +235,9 @@ class Generating:
         """
         asked = decode_body(body, _decode)
         profile = decode_body(asked.profile_features, self._read_profile)
-        catalog = self._catalog()
+        known = self._catalog().variants
         selected = select_version(
-            asked.prompt_version, user_id=asked.user_id, defaults=self._config.defaults, known=catalog.variants
+            asked.prompt_version, user_id=asked.user_id, defaults=self._config.defaults, known=known
         )
         now = dt.datetime.now(dt.UTC)
         rows, problem = self._fetch(asked.user_id)
@@ -249,7 +249,7 @@ class Generating:
             now=now,
             began=began,
             deadline=began + deadline_s,
-            variant=catalog.serve(selected.version),
+            variant=known[selected.version],
             selected=selected,
             context=assemble_context(
                 signals=asked.signals,
@@ -380,6 +380,7 @@ class Generating:
             reason = "no_gateway" if gateway is None else "stopping" if self._is_stopping else "overloaded"
             making.reasons += [reason] if reason not in making.reasons else []
             return None, None
+        making.variant = self._catalog().release(making.variant)
         try:
             return gateway, making.variant.render(making.context.variables())
         except PromptError as error:

@@ -6,7 +6,8 @@ one that is being written is never served by halves; at the start files are take
 left out, or goes on as it was, and ``problems`` says why: a file that is no variant, a version that another file has,
 and a released version whose content has changed.
 
-A version is released when it answers for the first time (``serve``). From then on it is the content with that hash or
+A version is released when a model is asked with it for the first time (``release``); until then it is a draft, whose
+file may change, and tips that are made without a model leave it one. From then on it is the content with that hash or
 nothing: a running process goes on with the content that it has, a new one doesn't know the version. A file that is
 removed takes its version with it. Which version answers a request is decided in prompts/selection.py.
 """
@@ -19,7 +20,7 @@ from typing import Literal
 
 import attrs
 
-from models.errors import AppError, DeclarationError, PromptUnknown
+from models.errors import AppError, DeclarationError
 from prompts.registry import Variant, load_variant, variant_files
 from prompts.releases import SHIPPED_RELEASES, read_releases, record_releases
 from prompts.samples import SAMPLES
@@ -27,7 +28,7 @@ from prompts.samples import SAMPLES
 Stamp = tuple[int, int, int]
 """Time of the last change in nanoseconds, size and inode."""
 
-State = Literal["released", "new", "modified"]
+State = Literal["released", "draft", "modified"]
 
 
 @attrs.frozen(kw_only=True)
@@ -73,8 +74,8 @@ class Catalog:
         self._record = record
         self._shipped = read_releases(SHIPPED_RELEASES)
         self._recorded = read_releases(record) if record else {}
-        self._served: dict[str, str] = {}
-        self._lock = threading.Lock()  # between serve, on the event loop, and refresh, in a thread
+        self._asked: dict[str, str] = {}
+        self._lock = threading.Lock()  # between release, on the event loop, and refresh, in a thread
         self._loaded: dict[Path, Loaded] = {}
         self._seen: dict[Path, Stamp] = {}
         self._snapshot = Snapshot()
@@ -90,20 +91,18 @@ class Catalog:
         """A sentence for each file that is not served as it is."""
         return self._snapshot.problems
 
-    def serve(self, version: str) -> Variant:
-        """Takes a version to answer with, which releases it; returns at once, and ``refresh`` records it.
+    def release(self, variant: Variant) -> Variant:
+        """Releases a variant, as a model is about to be asked with it; returns at once, and ``refresh`` records it.
 
         A process that is killed before that has released nothing.
 
-        Raises:
-            PromptUnknown: it is not served.
+        Returns:
+            The variant to ask with: a draft may have changed since it was chosen, and only one content is released.
         """
         with self._lock:
-            variant = self._snapshot.variants.get(version)
-            if variant is None:
-                raise PromptUnknown(version, self._snapshot.variants)
-            self._served.setdefault(version, variant.content_hash)
-            return variant
+            current = self._snapshot.variants.get(variant.version, variant)
+            self._asked.setdefault(current.version, current.content_hash)
+            return current
 
     def refresh(self) -> bool:
         """Takes over what has changed on the disk, and records what was released since; blocks, for one thread only.
@@ -148,16 +147,16 @@ class Catalog:
 
     def _released(self) -> Mapping[str, str]:
         """The content hash of each released version; what ships comes before all, what is recorded before our own."""
-        return {**self._served, **self._recorded, **self._shipped}
+        return {**self._asked, **self._recorded, **self._shipped}
 
     def _keep_record(self) -> Iterator[str]:
         """Brings the record and what this process knows together; what is wrong with it is a problem."""
         if self._record is None:
             return
-        served = {version: content for version, content in dict(self._served).items() if version not in self._shipped}
+        asked = {version: content for version, content in dict(self._asked).items() if version not in self._shipped}
         try:
-            if served.keys() - self._recorded.keys():
-                self._recorded = record_releases(self._record, served)
+            if asked.keys() - self._recorded.keys():
+                self._recorded = record_releases(self._record, asked)
             else:
                 self._recorded |= read_releases(self._record)
         except AppError as error:
@@ -218,7 +217,7 @@ def _why_not(variant: Variant, chosen: Variant | None, released: str | None) -> 
 
 def _state(variant: Variant, released: Mapping[str, str]) -> State:
     if variant.version not in released:
-        return "new"
+        return "draft"
     return "released" if released[variant.version] == variant.content_hash else "modified"
 
 

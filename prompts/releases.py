@@ -2,9 +2,9 @@
 
 Reactions are counted by version, so one version must not be two texts. Two records hold versions and content hashes:
 ``releases.json`` beside the shipped templates, and ``prompts.json`` in STATE_DIR for all others, which a worker writes
-when a version has answered for the first time; until then its file may change freely. A version is recorded once: of
-two processes that record different contents the first one wins. Nothing here reads a template or decides what is
-served; prompts/catalog.py does.
+when a model was asked with a version for the first time; until then its file may change freely. A version is recorded
+once: of two processes that record different contents the first one wins. Nothing here reads a template or decides what
+is served; prompts/catalog.py does.
 """
 
 import fcntl

@@ -56,6 +56,7 @@ class Served:
     decisions: Decisions
     observed: list[Making]
     generating: Generating
+    catalog: Catalog
 
     async def post(self, **fields: Any) -> tuple[int, Any]:
         """The status and the JSON of an answer."""
@@ -126,6 +127,7 @@ async def serving(
                 async with ClientSession(url) as session:
                     yield Served(
                         generating=generating,
+                        catalog=catalog,
                         session=session,
                         model=model,
                         gateway=gateway,

@@ -32,8 +32,8 @@ def prompts() -> None:
 def list_(obj: HasEnvironment, *, as_json: bool) -> None:
     """List the variants with their variables and purposes.
 
-    A released one has answered a request and is what it was then; a modified one has changed since and is not served;
-    a new one may still change.
+    A model was asked with a released one, which stays what it was then; a modified one has changed since and is not
+    served; a draft may still change.
     """
     found = _catalog(obj).list_all()
     if as_json:

@@ -119,6 +119,20 @@ async def test_without_a_gateway_the_template_answers(tmp_path: Path) -> None:
     assert served.model.seen == []
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_draft_is_released_when_a_model_is_asked(tmp_path: Path, stream: bool) -> None:
+    """Its author may go on changing it after tips that were made here, and no longer after one of a model."""
+    text = (SHIPPED / "v1.j2").read_text().replace("version: v1", "version: v4")
+    (tmp_path / "v4.j2").write_text(text)
+    states = []
+    for has_gateway in (False, True):
+        async with serving(tmp_path, has_gateway=has_gateway, folders=(tmp_path,), tips=[Reply(text=GOOD)]) as served:
+            await (served.events if stream else served.tip)(prompt_version="v4")
+            served.catalog.refresh()
+        states.append(served.catalog.list_all()[-1].state)
+    assert states == ["draft", "released"]
+
+
 async def test_a_stream_gives_the_text_as_it_comes(tmp_path: Path) -> None:
     """Deltas add up to the tip, nothing is replaced, and the last event is the whole answer."""
     async with serving(tmp_path, tips=[Reply(text=GOOD)]) as served:

@@ -65,10 +65,10 @@ async def test_running_catalog_logs_what_is_wrong(settings: Settings, caplog: py
 
 
 async def test_running_catalog_records_the_last_release(settings: Settings) -> None:
-    """What answered just before the end is on the disk at the end."""
+    """What a model was asked with just before the end is on the disk at the end."""
     write(settings.prompts_dir, "v4")
     async with running_catalog(settings, []) as catalog:
-        variant = catalog.serve("v4")
+        variant = catalog.release(catalog.variants["v4"])
     assert json.loads((settings.state_dir / "prompts.json").read_text()) == {"v4": variant.content_hash}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import PromptUnknown, StoreError
+from models.errors import StoreError
 from prompts.catalog import Catalog, Listed, load_file
 from prompts.registry import SHIPPED
 from prompts.releases import read_releases
@@ -100,7 +100,7 @@ def test_catalog_replaces_its_snapshot_whole(folder: Folder) -> None:
 
 
 def test_catalog_follows_a_draft(folder: Folder) -> None:
-    """A version that has never answered may change, and may go."""
+    """A version that no model was asked with may change, and may go."""
     file = folder.write("v4")
     catalog = folder.open()
     folder.write("v4", "Changed.")
@@ -154,10 +154,10 @@ def test_catalog_keeps_the_old_one_when_a_sample_fails(folder: Folder) -> None:
 
 
 def test_released_version_is_served_as_it_was(folder: Folder) -> None:
-    """A file that changes after its version has answered is refused by name and both hashes; the old text goes on."""
+    """A file that changes after a model was asked is refused by name and both hashes; the old text goes on."""
     file = folder.write("v4")
     catalog = folder.open()
-    old = catalog.serve("v4")
+    old = catalog.release(catalog.variants["v4"])
     folder.write("v4", "Changed.")
     settle(catalog)
     assert catalog.variants["v4"] is old and read_releases(folder.record) == {"v4": old.content_hash}
@@ -168,11 +168,25 @@ def test_released_version_is_served_as_it_was(folder: Folder) -> None:
     )
 
 
+def test_release_is_of_what_is_served_now(folder: Folder) -> None:
+    """A draft that was chosen before its file changed is asked with as it is by then; one that is gone, as it was."""
+    file = folder.write("v4")
+    catalog = folder.open()
+    chosen = catalog.variants["v4"]
+    folder.write("v4", "Changed.")
+    settle(catalog)
+    current = catalog.release(chosen)
+    assert current.render({}).user == "Changed."
+    file.unlink()
+    catalog.refresh()
+    assert catalog.release(current) is current and read_releases(folder.record) == {"v4": current.content_hash}
+
+
 def test_released_version_that_changed_is_unknown_to_a_new_process(folder: Folder) -> None:
     """Nobody has the content any more, so there is no such version until the file has it again."""
     folder.write("v4")
     first = folder.open()
-    first.serve("v4")
+    first.release(first.variants["v4"])
     first.refresh()
     folder.write("v4", "Changed.")
     second = folder.open()
@@ -186,7 +200,7 @@ def test_released_version_goes_on_when_its_file_turns_bad_and_goes_with_it(folde
     """A bad file after a changed one still claims the version; a removed one takes it along."""
     file = folder.write("v4")
     catalog = folder.open()
-    catalog.serve("v4")
+    catalog.release(catalog.variants["v4"])
     for text in (FILE.format(version="v4", text="Changed."), "no variant"):
         file.write_text(text)
         settle(catalog)
@@ -202,8 +216,8 @@ def test_release_of_another_process_wins(folder: Folder) -> None:
     first = folder.open()
     folder.write("v4", "Changed.")
     second = folder.open()
-    first.serve("v4")
-    second.serve("v4")
+    first.release(first.variants["v4"])
+    second.release(second.variants["v4"])
     first.refresh()
     second.refresh()
     assert "v4" not in second.variants
@@ -217,7 +231,7 @@ def test_release_of_another_process_is_seen(folder: Folder) -> None:
     """What one process has released can't change in any other."""
     folder.write("v4")
     first, second = folder.open(), folder.open()
-    first.serve("v4")
+    first.release(first.variants["v4"])
     first.refresh()
     folder.write("v4", "Changed.")
     settle(second)
@@ -234,7 +248,7 @@ def test_shipped_version_can_not_be_replaced(folder: Folder) -> None:
 def test_shipped_versions_are_not_recorded_again(folder: Folder) -> None:
     """Their record ships with them."""
     catalog = folder.open()
-    catalog.serve("v1")
+    catalog.release(catalog.variants["v1"])
     catalog.refresh()
     assert not folder.record.exists()
 
@@ -247,7 +261,7 @@ def test_version_of_two_files_is_that_of_the_first(folder: Folder) -> None:
     settle(catalog)
     assert text_of(catalog, "v4") == "Hello."
     assert catalog.problems == (f"prompt {other}: version 'v4' is that of {file} already",)
-    catalog.serve("v4")
+    catalog.release(catalog.variants["v4"])
     file.unlink()
     settle(catalog)
     assert text_of(catalog, "v4") == "Hello." and "was released" in catalog.problems[0]
@@ -277,7 +291,7 @@ def test_catalog_tells_that_it_can_not_record(folder: Folder) -> None:
     """A release that can't be written holds in this process; at the next start a bad record stops it."""
     folder.write("v4")
     catalog = folder.open()
-    catalog.serve("v4")
+    catalog.release(catalog.variants["v4"])
     folder.record.write_text("{")
     settle(catalog)
     assert "no record of released prompts" in catalog.problems[0] and catalog.list_all()[-1].state == "released"
@@ -286,22 +300,15 @@ def test_catalog_tells_that_it_can_not_record(folder: Folder) -> None:
 
 
 def test_catalog_lists_every_file_with_its_state(folder: Folder) -> None:
-    """Released, new, or changed since the release; a record is not needed."""
+    """Released, a draft, or changed since the release; a record is not needed."""
     folder.write("v4")
     folder.write("v1", name="mine.j2")
     states = [(one.variant.version, one.state) for one in folder.open().list_all()]
-    assert states == [("v1", "released"), ("v2", "released"), ("v3", "released"), ("v1", "modified"), ("v4", "new")]
+    assert states == [("v1", "released"), ("v2", "released"), ("v3", "released"), ("v1", "modified"), ("v4", "draft")]
     alone = Catalog([folder.path])
-    alone.serve("v4")
+    alone.release(alone.variants["v4"])
     alone.refresh()
     assert alone.list_all()[-1] == Listed(variant=alone.variants["v4"], state="released")
-
-
-def test_catalog_does_not_serve_what_it_has_not(folder: Folder) -> None:
-    """The error has the known versions."""
-    with pytest.raises(PromptUnknown) as caught:
-        folder.open().serve("v9")
-    assert caught.value.known == ("v1", "v2", "v3")
 
 
 def test_catalog_never_serves_a_half(folder: Folder) -> None:

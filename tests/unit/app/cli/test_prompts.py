@@ -110,7 +110,7 @@ def test_prompts_list_says_what_is_not_served(tmp_path: Path) -> None:
     (tmp_path / "prompts.json").write_text('{"v4": "0123456789ab"}')
     result = invoke("prompts", "list", **in_folder(tmp_path))
     states = [tuple(line.split("\t")[::2][:2]) for line in result.stdout.splitlines()]
-    assert states[3:] == [("v4", "modified"), ("v5", "new")]
+    assert states[3:] == [("v4", "modified"), ("v5", "draft")]
     assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["warning", "warning"]
     assert "was released with the content 0123456789ab" in result.stderr and "bad.j2:1: expected" in result.stderr
     assert "no variant 'v4'" in invoke("prompts", "show", "v4", **in_folder(tmp_path)).stderr
