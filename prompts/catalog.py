@@ -28,7 +28,7 @@ from prompts.samples import SAMPLES
 Stamp = tuple[int, int, int]
 """Time of the last change in nanoseconds, size and inode."""
 
-State = Literal["released", "draft", "modified"]
+State = Literal["released", "draft", "modified", "broken"]
 
 
 @attrs.frozen(kw_only=True)
@@ -51,10 +51,12 @@ class Snapshot:
 
 @attrs.frozen(kw_only=True)
 class Listed:
-    """A variant as a file has it, served or not."""
+    """A file with the variant that it has, served or not; a broken one has none. ``problem`` says what is wrong."""
 
-    variant: Variant
+    file: Path
+    variant: Variant | None
     state: State
+    problem: str | None
 
 
 class Catalog:
@@ -115,10 +117,17 @@ class Catalog:
         return self._snapshot != before
 
     def list_all(self) -> list[Listed]:
-        """Every variant that a file has, in order, those that are not served too."""
-        released = self._released()
-        found = (loaded.variant for loaded in self._loaded.values())
-        return [Listed(variant=variant, state=_state(variant, released)) for variant in found if variant]
+        """Every file that could be read, in order, with what is not served too."""
+        return [self._listed(one, self._released()) for one in self._loaded.values()]
+
+    def _listed(self, one: Loaded, released: Mapping[str, str]) -> Listed:
+        variant, problem = one.variant, one.problem
+        if variant is None:
+            return Listed(file=one.file, variant=None, state="broken", problem=problem)
+        chosen = self.variants.get(variant.version)
+        if problem is None and variant is not chosen:
+            problem = _why_not(variant, chosen, released.get(variant.version))
+        return Listed(file=one.file, variant=variant, state=_state(variant, released), problem=problem)
 
     def _look(self, *, is_start: bool) -> None:
         problems = [] if is_start else list(self._keep_record())

@@ -1,12 +1,13 @@
 """``prompts``: which variants there are, what one of them says, how two differ, and what one makes of a context.
 
-These commands only look: they release nothing. What a worker would not serve is a warning on stderr.
+These commands only look: they release nothing. What a worker would not serve is in the list, and else a warning
+on stderr.
 """
 
 import difflib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import BinaryIO
 
 import attrs
@@ -30,16 +31,18 @@ def prompts() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
 @click.pass_obj
 def list_(obj: HasEnvironment, *, as_json: bool) -> None:
-    """List the variants with their variables and purposes.
+    """List the files with their versions and purposes, and why one is not served.
 
     A model was asked with a released one, which stays what it was then; a modified one has changed since and is not
-    served; a draft may still change.
+    served; a draft may still change; a broken one is no variant.
     """
-    found = _catalog(obj).list_all()
+    catalog = _open(obj)
+    found = catalog.list_all()
+    _warn(problem for problem in catalog.problems if problem not in [one.problem for one in found])
     if as_json:
-        print_json([_facts(one.variant) | {"state": one.state} for one in found])
+        print_json([_facts(one.variant) | _standing(one) for one in found])
         return
-    print_table(("version", "hash", "state", "variables", "purpose"), map(_row, found))
+    print_table(("version", "state", "purpose", "file", "problem"), map(_row, found))
 
 
 @prompts.command("show")
@@ -90,11 +93,19 @@ def render(obj: HasEnvironment, version: str, *, context: BinaryIO, as_json: boo
 
 
 def _catalog(obj: HasEnvironment) -> Catalog:
-    settings = load_settings(obj.env)
-    catalog = open_catalog(settings, build_app(settings).prompt_folders)
-    for problem in catalog.problems:
-        click.echo(f"warning: {one_line(problem)}", err=True)
+    catalog = _open(obj)
+    _warn(catalog.problems)
     return catalog
+
+
+def _open(obj: HasEnvironment) -> Catalog:
+    settings = load_settings(obj.env)
+    return open_catalog(settings, build_app(settings).prompt_folders)
+
+
+def _warn(problems: Iterable[str]) -> None:
+    for problem in problems:
+        click.echo(f"warning: {one_line(problem)}", err=True)
 
 
 def _find(catalog: Catalog, version: str, argument: str = "VERSION") -> Variant:
@@ -110,7 +121,10 @@ def _text(variant: Variant) -> str:
 
 def _row(listed: Listed) -> tuple[str, ...]:
     variant = listed.variant
-    return variant.version, variant.content_hash, listed.state, ", ".join(variant.variables), variant.purpose
+    version, purpose = (variant.version, variant.purpose) if variant else ("-", "-")
+    where, problem = f"prompt {listed.file}:", listed.problem or "-"
+    after = problem.removeprefix(where).strip()  # the file has a column of its own, and a line stays before the rest
+    return version, listed.state, purpose, str(listed.file), f"line {after}" if after[0].isdigit() else after
 
 
 def _read(context: BinaryIO) -> Mapping[str, object]:
@@ -123,7 +137,9 @@ def _read(context: BinaryIO) -> Mapping[str, object]:
     return found
 
 
-def _facts(variant: Variant) -> dict[str, object]:
+def _facts(variant: Variant | None) -> dict[str, object]:
+    if variant is None:
+        return {"version": None}
     return {
         "version": variant.version,
         "purpose": variant.purpose,
@@ -133,6 +149,10 @@ def _facts(variant: Variant) -> dict[str, object]:
         "hash": variant.content_hash,
         "file": str(variant.file),
     }
+
+
+def _standing(listed: Listed) -> dict[str, object]:
+    return {"file": str(listed.file), "state": listed.state, "problem": listed.problem}
 
 
 prompts.add_command(report_command)

@@ -161,7 +161,7 @@ def test_released_version_is_served_as_it_was(folder: Folder) -> None:
     folder.write("v4", "Changed.")
     settle(catalog)
     assert catalog.variants["v4"] is old and read_releases(folder.record) == {"v4": old.content_hash}
-    new = next(one.variant for one in catalog.list_all() if one.state == "modified")
+    new = next(one.variant for one in catalog.list_all() if one.state == "modified" and one.variant)
     assert catalog.problems == (
         f"prompt {file}: version 'v4' was released with the content {old.content_hash} and can't change, but the file "
         f"has {new.content_hash}: give it a new version; the released content goes on until the next start",
@@ -300,15 +300,33 @@ def test_catalog_tells_that_it_can_not_record(folder: Folder) -> None:
 
 
 def test_catalog_lists_every_file_with_its_state(folder: Folder) -> None:
-    """Released, a draft, or changed since the release; a record is not needed."""
+    """Released, a draft, changed since the release, or broken, with the reason; a record is not needed."""
     folder.write("v4")
+    folder.write("v4", name="v4b.j2")
     folder.write("v1", name="mine.j2")
-    states = [(one.variant.version, one.state) for one in folder.open().list_all()]
-    assert states == [("v1", "released"), ("v2", "released"), ("v3", "released"), ("v1", "modified"), ("v4", "draft")]
+    (folder.path / "bad.j2").write_text("no variant")
+    listed = folder.open().list_all()
+    states = {one.file.name: (one.variant and one.variant.version, one.state) for one in listed[3:]}
+    assert [one.state for one in listed[:3]] == ["released"] * 3
+    assert states == {
+        "bad.j2": (None, "broken"),
+        "mine.j2": ("v1", "modified"),
+        "v4.j2": ("v4", "draft"),
+        "v4b.j2": ("v4", "draft"),
+    }
+    assert [one.problem for one in listed if one.problem] == [*folder.open().problems]
+
+
+def test_catalog_lists_a_release_that_nobody_records(folder: Folder) -> None:
+    """What this process has released is known without a file of records; a bad file keeps its last good variant."""
+    file = folder.write("v4")
     alone = Catalog([folder.path])
-    alone.release(alone.variants["v4"])
+    variant = alone.release(alone.variants["v4"])
     alone.refresh()
-    assert alone.list_all()[-1] == Listed(variant=alone.variants["v4"], state="released")
+    assert alone.list_all() == [Listed(file=file, variant=variant, state="released", problem=None)]
+    file.write_text("no variant")
+    settle(alone)
+    assert alone.list_all() == [Listed(file=file, variant=variant, state="released", problem=alone.problems[0])]
 
 
 def test_catalog_never_serves_a_half(folder: Folder) -> None:

@@ -13,14 +13,11 @@ CONTEXT = b'{"tip_kind": "focus\\u0007", "signals": [], "profile": {}}'
 
 
 def test_prompts_list_is_a_line_each() -> None:
-    """Version, hash, state, variables and purpose."""
+    """Version, state, purpose, file, and what is wrong with it."""
     lines = [line.split("\t") for line in invoke("prompts", "list").stdout.splitlines()]
     assert [line[0] for line in lines] == ["v1", "v2", "v3"]
-    assert lines[2][2:] == [
-        "released",
-        "tip_kind, signals, profile",
-        "Advice from the user's own numbers, for users with a profile.",
-    ]
+    purpose = "Advice from the user's own numbers, for users with a profile."
+    assert lines[2][1:] == ["released", purpose, str(SHIPPED / "v3.j2"), "-"]
 
 
 def test_prompts_list_in_json_has_all_that_is_declared() -> None:
@@ -28,7 +25,7 @@ def test_prompts_list_in_json_has_all_that_is_declared() -> None:
     first = json.loads(invoke("prompts", "list", "--json").stdout)[0]
     assert first["version"] == "v1" and set(first["variables"]) == {"tip_kind", "signals"}
     assert first["hints"] == {"temperature": 0.4, "max_tokens": 120}
-    assert first["state"] == "released"
+    assert (first["state"], first["file"], first["problem"]) == ("released", str(SHIPPED / "v1.j2"), None)
     assert first["limits"] == {"max_chars": 240, "max_lines": 2}
 
 
@@ -103,14 +100,40 @@ def in_folder(folder: Path) -> dict[str, str]:
 
 
 def test_prompts_list_says_what_is_not_served(tmp_path: Path) -> None:
-    """A changed release and a bad file are told on stderr; the list has every variant, and nothing is released."""
+    """A changed release, a bad file and a failed sample stand in their lines; nothing is released by looking."""
     variant(tmp_path, "v4")
     variant(tmp_path, "v5")
+    variant(tmp_path, "v6", "{{ 1 / 0 }}")
     (tmp_path / "bad.j2").write_text("no variant")
     (tmp_path / "prompts.json").write_text('{"v4": "0123456789ab"}')
     result = invoke("prompts", "list", **in_folder(tmp_path))
-    states = [tuple(line.split("\t")[::2][:2]) for line in result.stdout.splitlines()]
-    assert states[3:] == [("v4", "modified"), ("v5", "draft")]
-    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["warning", "warning"]
-    assert "was released with the content 0123456789ab" in result.stderr and "bad.j2:1: expected" in result.stderr
-    assert "no variant 'v4'" in invoke("prompts", "show", "v4", **in_folder(tmp_path)).stderr
+    rows = {Path(row[3]).name: row for row in (line.split("\t") for line in result.stdout.splitlines()[3:])}
+    assert {name: (row[0], row[1]) for name, row in rows.items()} == {
+        "bad.j2": ("-", "broken"),
+        "v4.j2": ("v4", "modified"),
+        "v5.j2": ("v5", "draft"),
+        "v6.j2": ("-", "broken"),
+    }
+    assert rows["v4.j2"][4].startswith("version 'v4' was released with the content 0123456789ab and can't change")
+    assert rows["bad.j2"][4].startswith("line 1: expected a line '---'") and rows["v5.j2"][4] == "-"
+    assert (rows["v6.j2"][4], result.stderr) == ("line 10: division by zero, with the sample 'full'", "")
+
+
+def test_prompts_list_in_json_has_broken_files(tmp_path: Path) -> None:
+    """A version that is not known is null; what belongs to no file's line is a warning on stderr."""
+    (tmp_path / "bad.j2").write_text("no variant")
+    (tmp_path / "lost.j2").symlink_to("nowhere")
+    result = invoke("prompts", "list", "--json", **in_folder(tmp_path))
+    last = json.loads(result.stdout)[-1]
+    assert (last["version"], last["state"], last["file"]) == (None, "broken", str(tmp_path / "bad.j2"))
+    assert last["problem"] == f"prompt {tmp_path}/bad.j2:1: expected a line '---', and YAML up to a second one"
+    assert result.stderr == f"warning: prompt {tmp_path}/lost.j2: can't be read\n"
+
+
+def test_prompts_show_warns_of_what_is_not_served(tmp_path: Path) -> None:
+    """A version that is not known may be that of a file that is told on stderr."""
+    variant(tmp_path, "v4")
+    (tmp_path / "prompts.json").write_text('{"v4": "0123456789ab"}')
+    said = invoke("prompts", "show", "v4", **in_folder(tmp_path)).stderr
+    assert "warning: prompt" in said and "was released with the content 0123456789ab" in said
+    assert "no variant 'v4'" in said
