@@ -2,22 +2,25 @@
 
 Opens the catalog, refuses a DEFAULT_PROMPT_VERSION that nothing has before anything is served, and asks the catalog
 once a second, in a thread, to look for changes. What is wrong with a file stops nothing: /health and the log say it.
+That holds for the file of a default too, and a restart must not be worse than going on: STATE_DIR keeps which defaults
+have been served, and one of those may be missing at the start. One that never was is a slip of the pen, and refused.
 prompts/catalog.py knows what is served, prompts/selection.py which version answers.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 import attrs
 
 from app.settings import Settings
+from models.errors import StoreError
 from prompts.catalog import Catalog
 from prompts.gateway import Gateway, GatewayConfig
 from prompts.registry import SHIPPED
-from prompts.releases import RECORD
+from prompts.releases import DEFAULTS_RECORD, RECORD, read_releases, record_releases
 from prompts.selection import FALLBACK, check_defaults, default_problems
 from prompts.wire import WireConfig
 from streams.health import Health, LlmHealth, PromptHealth, with_reasons
@@ -47,14 +50,13 @@ async def running_catalog(
         every_s: seconds between two looks at the files.
 
     Raises:
-        SettingsError: DEFAULT_PROMPT_VERSION names a version that there is not.
+        SettingsError: DEFAULT_PROMPT_VERSION names a version that there is not and, as a default, never was.
         StoreError: as ``open_catalog``.
     """
     catalog = await asyncio.to_thread(open_catalog, settings, plugin_folders)
-    check_defaults(settings.default_prompt_version, catalog.variants, catalog.problems)
-    for problem in catalog.problems:
-        log.error("prompt variant not served", extra={"fields": {"error": problem}})
-    following = asyncio.create_task(_follow(catalog, every_s), name="prompts")
+    await asyncio.to_thread(_check_defaults, settings, catalog)
+    _log_problems(_problems(catalog, settings))
+    following = asyncio.create_task(_follow(catalog, settings, every_s), name="prompts")
     try:
         yield catalog
     finally:
@@ -80,20 +82,45 @@ def with_prompts(health: Health, catalog: Catalog, settings: Settings, gateway: 
         default=list(defaults or (FALLBACK,)),
         gateway=LlmHealth(**attrs.asdict(calls)) if calls else None,
     )
-    reasons = [*catalog.problems, *default_problems(defaults, catalog.variants)]
+    reasons = _problems(catalog, settings)
     reasons += (
         [f"gateway: model {model} failed lately and is left alone" for model in calls.open_models] if calls else []
     )
     return with_reasons(attrs.evolve(health, prompts=shown), reasons)
 
 
-async def _follow(catalog: Catalog, every_s: float) -> None:
+def _check_defaults(settings: Settings, catalog: Catalog) -> None:
+    """Refuses a default that never was, and records those that are; blocks.
+
+    A record that can't be used is told, and stops nothing.
+    """
+    defaults, variants = settings.default_prompt_version, catalog.variants
+    record, before = settings.state_dir / DEFAULTS_RECORD, dict[str, str]()
+    try:
+        before = read_releases(record)
+        new = {name: variants[name].content_hash for name in defaults if name in variants and name not in before}
+        if new:
+            record_releases(record, new)
+    except StoreError as error:
+        log.warning("defaults can't be recorded", extra={"fields": {"error": str(error)}})
+    check_defaults(defaults, variants, before=before, problems=catalog.problems)
+
+
+def _problems(catalog: Catalog, settings: Settings) -> list[str]:
+    """What is wrong with files, and with the defaults."""
+    return [*catalog.problems, *default_problems(settings.default_prompt_version, catalog.variants)]
+
+
+def _log_problems(problems: Iterable[str]) -> None:
+    for problem in problems:
+        log.error("prompt variant not served", extra={"fields": {"error": problem}})
+
+
+async def _follow(catalog: Catalog, settings: Settings, every_s: float) -> None:
     while True:
         await asyncio.sleep(every_s)
-        before = catalog.problems
+        before = _problems(catalog, settings)
         if not await asyncio.to_thread(catalog.refresh):
             continue
         log.info("prompt variants changed", extra={"fields": {"versions": ", ".join(catalog.variants)}})
-        for problem in catalog.problems:
-            if problem not in before:
-                log.error("prompt variant not served", extra={"fields": {"error": problem}})
+        _log_problems(problem for problem in _problems(catalog, settings) if problem not in before)

@@ -4,7 +4,7 @@ Reactions are counted by version, so one version must not be two texts. Two reco
 ``releases.json`` beside the shipped templates, and ``prompts.json`` in STATE_DIR for all others, which a worker writes
 when a model was asked with a version for the first time; until then its file may change freely. A version is recorded
 once: of two processes that record different contents the first one wins. Nothing here reads a template or decides what
-is served; prompts/catalog.py does.
+is served; prompts/catalog.py does. A record of the same form keeps which versions have been defaults (app/prompts.py).
 """
 
 import fcntl
@@ -19,6 +19,7 @@ from prompts.registry import SHIPPED
 
 SHIPPED_RELEASES = SHIPPED / "releases.json"
 RECORD = "prompts.json"
+DEFAULTS_RECORD = "prompt_defaults.json"
 
 _HASH = re.compile(r"[0-9a-f]{12}")
 
@@ -34,11 +35,11 @@ def read_releases(file: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise StoreError(file, f"the record of released prompts can't be read ({error.strerror})") from error
+        raise StoreError(file, f"the record of prompts can't be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise StoreError(file, f"no record of released prompts ({error}): mend it or move it away") from error
+        raise StoreError(file, f"no record of prompts ({error}): mend it or move it away") from error
     if not isinstance(found, dict) or not all(isinstance(v, str) and _HASH.fullmatch(v) for v in found.values()):
-        raise StoreError(file, "no record of released prompts (expected hashes by version): mend it or move it away")
+        raise StoreError(file, "no record of prompts (expected hashes by version): mend it or move it away")
     return found
 
 
@@ -57,7 +58,7 @@ def record_releases(file: Path, served: Mapping[str, str]) -> dict[str, str]:
     try:
         lock = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StoreUnwritable(file, f"released prompts can't be recorded ({error.strerror})") from error
+        raise StoreUnwritable(file, f"prompts can't be recorded ({error.strerror})") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         recorded = read_releases(file)
@@ -66,7 +67,7 @@ def record_releases(file: Path, served: Mapping[str, str]) -> dict[str, str]:
             _write(file, merged)
         return merged
     except OSError as error:
-        raise StoreUnwritable(file, f"released prompts can't be recorded ({error.strerror})") from error
+        raise StoreUnwritable(file, f"prompts can't be recorded ({error.strerror})") from error
     finally:
         os.close(lock)
 

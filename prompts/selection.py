@@ -2,9 +2,9 @@
 
 A default of several versions is a rotation: a hash of the user and of the list decides, so a user keeps a variant as
 long as the list is the same, and new users move nobody. A change of the list deals everybody anew, independently of
-the list before. A default that is not known stops the start. One that vanishes while a worker runs (its file was
-removed) is replaced by ``v1`` for the users who had it, and by no other: those of the other versions keep theirs;
-``default_problems`` says so to /health.
+the list before. A default that there is not and never was is a slip, and stops the start. One that has vanished, as its
+file was removed or can't be used, is replaced by ``v1`` for the users who had it, and by no other: those of the other
+versions keep theirs; ``default_problems`` says so to /health. A restart changes nothing of that.
 
 Decides without I/O. Who knows the versions is prompts/catalog.py.
 """
@@ -61,16 +61,19 @@ def assign(user_id: str, versions: Sequence[str]) -> str:
     return versions[int.from_bytes(hashlib.sha256(named).digest()[:8]) % len(versions)]
 
 
-def check_defaults(defaults: Sequence[str], known: Collection[str], problems: Sequence[str] = ()) -> None:
-    """Refuses defaults that no variant has, before anything is served.
+def check_defaults(
+    defaults: Sequence[str], known: Collection[str], *, before: Collection[str] = (), problems: Sequence[str] = ()
+) -> None:
+    """Refuses defaults that no variant has, and never had, before anything is served.
 
     Args:
+        before: the versions that have been defaults; one of them may be missing, as it may vanish while a worker runs.
         problems: why files are not served, one of which may be the default's.
 
     Raises:
         SettingsError: names the version, and those that there are.
     """
-    missing = [version for version in defaults if version not in known]
+    missing = [version for version in defaults if version not in known and version not in before]
     if missing:
         why = "".join(f"; {problem}" for problem in problems)
         expected = f"there is no prompt variant {missing[0]!r}, only {', '.join(known) or 'none'}{why}"

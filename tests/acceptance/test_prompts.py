@@ -10,7 +10,10 @@ VARIANT = (
 
 
 async def test_worker_sees_a_new_variant(tmp_path: Path) -> None:
-    """A file in PROMPTS_DIR is served without a restart, a bad one is a reason in /health, and so is a lost default."""
+    """A file in PROMPTS_DIR is served without a restart, a bad one is a reason in /health, and so is a lost default.
+
+    A restart makes nothing worse.
+    """
     folder = tmp_path / "variants"
     folder.mkdir()
     (folder / "v4.j2").write_text(VARIANT)
@@ -26,6 +29,10 @@ async def test_worker_sees_a_new_variant(tmp_path: Path) -> None:
         (folder / "v4.j2").unlink()
         lost = "DEFAULT_PROMPT_VERSION: there is no variant 'v4' any more, v1 serves instead"
         await worker.wait_health(lambda now: now["reasons"] == [lost], what="the lost default")
+        await worker.stop()
+        await worker.start()
+        health = await worker.health()
+        assert (health["status"], health["reasons"]) == ("degraded", [lost])
 
 
 async def test_unknown_default_stops_the_start(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The prompts of a worker: opened at the start, followed while it runs, recorded at its end."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ FILE = (
 )
 
 NATS = NatsHealth(enabled=False, mode="disabled", connected=False)
+LOST = "DEFAULT_PROMPT_VERSION: there is no variant 'v4' any more, v1 serves instead"
 HEALTH = Health(status="ok", reasons=[], nats=NATS, state=StateHealth())
 
 
@@ -33,6 +35,11 @@ def write(folder: Path | None, version: str) -> Path:
     file = folder / f"{version}.j2"
     file.write_text(FILE.format(version))
     return file
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The errors in the log."""
+    return [str(record.__dict__["fields"]["error"]) for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_catalog_has_folders_of_plugins_and_of_the_operator(settings: Settings, tmp_path: Path) -> None:
@@ -60,8 +67,8 @@ async def test_running_catalog_logs_what_is_wrong(settings: Settings, caplog: py
         assert settings.prompts_dir
         (settings.prompts_dir / "bad.j2").write_text("no variant")
         await wait_until(lambda: len(catalog.problems) == 2)
-    said = [str(record.__dict__["fields"]["error"]) for record in caplog.records if record.levelname == "ERROR"]
-    assert ["was released" in said[0], "bad.j2:1" in said[1]] == [True, True] and len(said) == 2
+    first, second = said(caplog)
+    assert ("was released" in first, "bad.j2:1" in second) == (True, True)
 
 
 async def test_running_catalog_records_the_last_release(settings: Settings) -> None:
@@ -78,6 +85,47 @@ async def test_running_catalog_wants_its_defaults(settings: Settings) -> None:
     with pytest.raises(SettingsError, match="^DEFAULT_PROMPT_VERSION: there is no prompt variant 'v9', only v1"):
         async with running_catalog(chosen, []):
             pass
+
+
+@pytest.mark.parametrize("is_broken", [False, True], ids=["removed", "broken"])
+async def test_default_that_vanished_is_told_and_stops_no_restart(
+    settings: Settings, caplog: pytest.LogCaptureFixture, is_broken: bool
+) -> None:
+    """A worker that goes on without its default says so, and so does the next one, in the log and in /health."""
+    file = write(settings.prompts_dir, "v4")
+    chosen = attrs.evolve(settings, default_prompt_version=("v1", "v4"))
+    async with running_catalog(chosen, [], every_s=0.02) as catalog:
+        file.unlink()
+        await wait_until(lambda: LOST in said(caplog))
+    caplog.clear()
+    if is_broken:
+        file.write_text("no variant")
+    async with running_catalog(chosen, []) as catalog:
+        reasons = with_prompts(HEALTH, catalog, chosen, None).reasons
+    assert said(caplog) == list(reasons) and reasons[-1] == LOST and len(reasons) == 1 + is_broken
+
+
+async def test_default_that_never_was_stops_each_start(settings: Settings) -> None:
+    """A slip is one however often the worker is started, and whatever other defaults there were."""
+    for versions in (("v2",), ("v2", "v9"), ("v9",), ("v2",)):
+        chosen = attrs.evolve(settings, default_prompt_version=versions)
+        expected = pytest.raises(SettingsError, match="'v9'") if "v9" in versions else contextlib.nullcontext()
+        with expected:
+            async with running_catalog(chosen, []) as catalog:
+                assert "v2" in catalog.variants
+    assert list(json.loads((settings.state_dir / "prompt_defaults.json").read_text())) == ["v2"]
+
+
+async def test_defaults_that_can_not_be_recorded_stop_nothing(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged record is a warning, and left as it is; a default that is there is served."""
+    record = settings.state_dir / "prompt_defaults.json"
+    record.write_text("{")
+    async with running_catalog(attrs.evolve(settings, default_prompt_version=("v2",)), []) as catalog:
+        assert "v2" in catalog.variants
+    [warned] = [one for one in caplog.records if one.levelname == "WARNING"]
+    assert "no record of prompts" in warned.__dict__["fields"]["error"] and record.read_text() == "{"
 
 
 def test_health_has_versions_and_reasons(settings: Settings) -> None:

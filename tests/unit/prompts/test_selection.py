@@ -76,10 +76,17 @@ def test_default_must_be_known_at_the_start() -> None:
     check_defaults(("v1", "v2"), KNOWN)
     check_defaults((), ())
     with pytest.raises(SettingsError) as caught:
-        check_defaults(("v1", "v9"), KNOWN, ["prompt v9.j2: bad"])
+        check_defaults(("v1", "v9"), KNOWN, problems=["prompt v9.j2: bad"])
     assert str(caught.value) == (
         "DEFAULT_PROMPT_VERSION: there is no prompt variant 'v9', only v1, v2, v3; prompt v9.j2: bad, got 'v1,v9'"
     )
+
+
+def test_default_that_was_one_before_may_be_missing_at_the_start() -> None:
+    """It has vanished, which is told elsewhere; another one that there is not is refused all the same."""
+    check_defaults(("v1", "v8"), KNOWN, before=["v8"])
+    with pytest.raises(SettingsError, match="there is no prompt variant 'v9', only v1, v2, v3, got 'v8,v9'"):
+        check_defaults(("v8", "v9"), KNOWN, before=["v8"])
 
 
 def test_default_that_vanished_is_told() -> None:
