@@ -1,8 +1,8 @@
 """The card of a model version: what it reads, what it learned from, how well it does and where it must not be used.
 
 This module owns the records alone. models/training/ fills them, models/registry.py binds a card to its artifact by hash
-and refuses to serve a version without one, app/views/models.py shows it. A card is written once; what happened to the
-version later (``Rollout``) is the registry's history, shown beside it.
+and refuses to serve a version without one, app/views/models.py shows it. A card is written once and refused when it was
+changed since; what happened to the version later (``Rollout``) is the registry's history, shown beside it.
 """
 
 import datetime as dt

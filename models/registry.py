@@ -2,14 +2,17 @@
 
 ::
 
-    <registry>/<name>/versions/<n>/model.ubj, card.json    n = 1, 2, …; never changed once it is there
-                      aliases.json                         {"champion": "3", "shadow": "4"}
-                      history.jsonl                        a Rollout a line, written before the alias moves
-                      lock                                 who publishes or moves an alias holds it (flock)
+    <registry>/<name>/versions/<n>/    n = 1, 2, …; never changed once it is there
+                          model.ubj    the artifact, whose SHA-256 its card has
+                          card.json    the card
+                          card.sha256  the card's SHA-256, as sha256sum(1) writes and checks it
+                      aliases.json     {"champion": "3", "shadow": "4"}
+                      history.jsonl    a Rollout a line, written before the alias moves
+                      lock             who publishes or moves an alias holds it (flock)
 
 An artifact is XGBoost's own UBJ and is handed on as bytes: nothing is unpickled, and nothing is loaded here. ``fetch``
-refuses a version whose card is missing, can't be read, or is that of another artifact or of other inputs, and says so;
-what can't be fetched can't be promoted. Readers take no lock and write nothing: for them a registry may be read-only.
+refuses a version whose card is missing, is not as it was published, can't be read, or is that of another artifact or of
+other inputs, and says so; what can't be fetched can't be promoted. Readers take no lock and write nothing: for them a registry may be read-only.
 Every function blocks on the disk: on an event loop call it in a thread.
 
 models/card.py has the records, models/rollouts.py reads the history, models/scorer.py loads what is fetched.
@@ -38,7 +41,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 LOCK_S = 10.0
 
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_ARTIFACT, _CARD, _ALIASES, _HISTORY = "model.ubj", "card.json", "aliases.json", "history.jsonl"
+_ARTIFACT, _CARD, _CARD_HASH = "model.ubj", "card.json", "card.sha256"
+_ALIASES, _HISTORY = "aliases.json", "history.jsonl"
 _UBJ_START, _UBJ_END = b"{L", b"}"  # an object whose first key has a length of 8 bytes, as XGBoost writes every model
 
 T = TypeVar("T")
@@ -90,6 +94,7 @@ class Registry:
             made.mkdir()
             write_file(made / _ARTIFACT, artifact)
             write_file(made / _CARD, encoded)
+            write_file(made / _CARD_HASH, _hash_line(encoded))
             sync_folder(made)
             made.rename(self._versions / version)
             sync_folder(self._versions)
@@ -124,9 +129,15 @@ class Registry:
 
         Raises:
             ModelUnknown: there is no such version.
-            ModelError: the card is missing or can't be used; names the path of the field.
+            ModelError: the card is missing, can't be used (names the path of the field), or was changed.
         """
-        return self._as_card(version, self._read_part(version, _CARD))
+        content = self._read_part(version, _CARD)
+        card = self._as_card(version, content)
+        if self._read_part(version, _CARD_HASH) != (line := _hash_line(content)):
+            digest = line.split()[0].decode()
+            problem = f"its SHA-256 is {digest}, {_CARD_HASH} has another one: it was changed after it was published"
+            raise ModelError(version, f"{_CARD}: {problem}")
+        return card
 
     def fetch(self, version: str) -> Stored:
         """Artifact and card of a version, which belong together.
@@ -297,6 +308,10 @@ def _encode(version: str, value: Mapping[str, object], *, indent: int = 2) -> by
         return msgspec.json.format(encode_json(value), indent=indent) + b"\n"
     except UnicodeEncodeError as error:  # an argument of the command line may hold bytes that are no UTF-8
         raise ModelError(version, f"{error.object[:64]!r}: expected text that UTF-8 can hold") from error
+
+
+def _hash_line(card: bytes) -> bytes:
+    return f"{hashlib.sha256(card).hexdigest()}  {_CARD}\n".encode()
 
 
 def _artifact_problems(artifact: bytes, card: Card) -> Iterator[str]:

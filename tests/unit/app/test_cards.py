@@ -54,6 +54,14 @@ def test_list_models_tells_why_a_card_can_not_be_used(registry: Registry) -> Non
     assert (bad.created_at, bad.is_simulated, bad.metric, bad.artifact_hash) == (None,) * 4
 
 
+def test_list_models_tells_that_a_card_was_edited(registry: Registry) -> None:
+    """Nothing of what it says now is shown."""
+    path = registry.folder / "versions" / "2" / "card.json"
+    path.write_bytes(path.read_bytes().replace(b"0.71", b"0.91"))
+    bad = list_models(registry)[1]
+    assert (bad.problem or "").startswith("card.json: its SHA-256 is ") and bad.metric is None
+
+
 def test_list_models_takes_a_card_without_metrics(tmp_path: Path) -> None:
     """Nothing was measured, which is no error."""
     registry = Registry(tmp_path, NAME)

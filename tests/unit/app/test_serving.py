@@ -58,16 +58,17 @@ async def test_the_champion_serves_and_moves(tmp_path: Path) -> None:
         assert models.served()["champion"].version == "1"
 
 
-@pytest.mark.parametrize("damage", ["a-byte", "half", "other"])
+@pytest.mark.parametrize("damage", ["a-byte", "half", "other", "card"])
 async def test_a_damaged_version_is_refused_and_the_old_one_goes_on(tmp_path: Path, damage: str) -> None:
-    """An artifact that is not its card's is never loaded, whoever moved the alias; mended, it serves."""
+    """An artifact that is not its card's, or an edited card, is never loaded, whoever moved the alias; mended it is."""
     registry = promoted(tmp_path, "1")
-    file = registry.folder / "versions" / "2" / "model.ubj"
+    file = registry.folder / "versions" / "2" / ("card.json" if damage == "card" else "model.ubj")
     good = file.read_bytes()
     bad = {
         "a-byte": good[:99] + bytes([good[99] ^ 1]) + good[100:],
         "half": good[: len(good) // 2],
         "other": artifact(9),
+        "card": good.replace(b"It has seen no", b"It has seen one"),
     }
     async with serving(registry) as models:
         await until(models, version="1")

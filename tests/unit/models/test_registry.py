@@ -1,6 +1,7 @@
 """The registry of models: what is kept, what is refused and why, and how aliases move."""
 
 import datetime as dt
+import hashlib
 import json
 import subprocess
 import sys
@@ -31,12 +32,17 @@ def part(registry: Registry, version: str, name: str) -> Path:
     return registry.folder / "versions" / version / name
 
 
-def edit_card(registry: Registry, change: Callable[[dict[str, Any]], object], version: str = "2") -> None:
-    """Changes the card of a version on the disk."""
-    path = part(registry, version, "card.json")
-    facts = json.loads(path.read_bytes())
+def write_card(registry: Registry, content: bytes, version: str = "2") -> None:
+    """Puts a card in the place of a version's, and its hash beside it, as if it had been published like that."""
+    part(registry, version, "card.json").write_bytes(content)
+    part(registry, version, "card.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  card.json\n")
+
+
+def edit_card(registry: Registry, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the card of version 2, and its hash with it."""
+    facts = json.loads(part(registry, "2", "card.json").read_bytes())
     change(facts)
-    path.write_text(json.dumps(facts))
+    write_card(registry, json.dumps(facts).encode())
 
 
 def test_registry_gives_back_what_was_published(registry: Registry) -> None:
@@ -174,9 +180,37 @@ def test_registry_serves_nothing_without_a_card(registry: Registry, content: byt
 
 def test_registry_refuses_the_card_of_another_artifact(registry: Registry) -> None:
     """Cards can't be exchanged."""
-    part(registry, "2", "card.json").write_bytes(part(registry, "1", "card.json").read_bytes())
+    write_card(registry, part(registry, "1", "card.json").read_bytes())
     with pytest.raises(ModelError, match="is that of another card"):
         registry.fetch("2")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        pytest.param(
+            "card.json",
+            lambda content: content.replace(b"It has seen no", b"It has seen one"),
+            r"card.json: its SHA-256 is \w{64}, card.sha256 has another one: it was changed after",
+            id="edited",
+        ),
+        pytest.param("card.json", lambda content: content + b"\n", "card.json: its SHA-256 is", id="a byte more"),
+        pytest.param("card.sha256", lambda content: content[:20], "card.json: its SHA-256 is", id="hash cut off"),
+        pytest.param("card.sha256", lambda _: None, "card.sha256: it is missing", id="no hash"),
+    ],
+)
+def test_registry_refuses_a_card_that_is_not_as_it_was_published(
+    registry: Registry, name: str, change: Callable[[bytes], bytes | None], problem: str
+) -> None:
+    """What a person may rely on is what was published: such a card is neither shown nor served nor promoted."""
+    content = change(part(registry, "2", name).read_bytes())
+    part(registry, "2", name).unlink()
+    if content is not None:
+        part(registry, "2", name).write_bytes(content)
+    for function in (registry.read_card, registry.fetch, lambda version: registry.promote(version, now=NOW)):
+        with pytest.raises(ModelError, match=f"^model 2: {problem}"):
+            function("2")
+    assert (dict(registry.aliases()), registry.fetch("3").version) == ({}, "3")
 
 
 @pytest.mark.parametrize(
