@@ -1,9 +1,9 @@
 """Keeps the scorer on the model that the registry's champion alias names.
 
 This module looks at the registry five times a second, loads what the alias names in a thread, and gives it to the
-scorer when it is whole; a version that can't be served is told in /health, and the model before it goes on. With a
-registry that holds no version at all, one process trains the starter model in a process of its own. What a version, a
-card and an alias are is models/registry.py's business; scoring is models/scorer.py's.
+scorer when it is whole; a version that can't be served is told in /health, and the model before it goes on. For a
+registry that awaits its starter model, one process has it trained and promoted, in a process of its own. What a
+version, a card and an alias are is models/registry.py's business; scoring is models/scorer.py's.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ CHAMPION = "champion"
 LOOK_S = 0.2
 
 Starter = Callable[[], Awaitable[str | None]]
-"""Trains the first version of an empty registry, and returns what went wrong, if anything did; may raise OSError."""
+"""Trains and promotes the first version of a registry; returns what went wrong, if anything did; may raise OSError."""
 END_S = 2.0
 """Seconds in which a starter's process has to end when it is asked to."""
 TRY_AGAIN_S = 10.0
@@ -56,8 +56,8 @@ class ModelSource(Protocol):
     def stamp(self) -> object:
         """Changes whenever an alias does."""
 
-    def versions(self) -> list[str]:
-        """Every version, whether or not it can be served; raises ModelError when they can't be read."""
+    def awaits_starter(self) -> bool:
+        """Whether the first version is still to be made or promoted; raises ModelError when that can't be read."""
 
     def aliases(self) -> Mapping[str, str]:
         """Versions by alias."""
@@ -72,7 +72,7 @@ class ModelServing:
     Args:
         source: the registry; None: no models are looked for.
         features: all that are declared, once the first model is loaded.
-        train_starter: makes the first version of an empty registry; None: nobody does.
+        train_starter: makes the first version of a registry that awaits it; None: nobody does.
         try_again_s: seconds after which a version that was refused is looked at again, though its alias has not moved.
     """
 
@@ -140,7 +140,7 @@ class ModelServing:
 
     async def _follow(self, source: ModelSource) -> None:
         await self._look(source)
-        if self._train_starter and await self._is_empty(source):
+        if self._train_starter and await self._awaits_starter(source):
             task = asyncio.create_task(self._start(self._train_starter), name="starter-model")
             task.add_done_callback(self._note_end)
             self._tasks.append(task)
@@ -148,12 +148,12 @@ class ModelServing:
             await asyncio.sleep(LOOK_S)
             await self._look(source)
 
-    async def _is_empty(self, source: ModelSource) -> bool:
-        """Whether the first version is still to be made; what is there already is a person's to promote or to mend."""
+    async def _awaits_starter(self, source: ModelSource) -> bool:
+        """Whether the starter model is still to be made; other versions are a person's to promote or to mend."""
         if self.scorer.model or self._refused_at is not None:
             return False
         try:
-            return not await asyncio.to_thread(source.versions)
+            return await asyncio.to_thread(source.awaits_starter)
         except (AppError, OSError) as error:
             self._refuse(error)
             return False

@@ -12,8 +12,8 @@
 
 An artifact is XGBoost's own UBJ and is handed on as bytes: nothing is unpickled, and nothing is loaded here. ``fetch``
 refuses a version whose card is missing, is not as it was published, can't be read, or is that of another artifact or of
-other inputs, and says so; what can't be fetched can't be promoted. Readers take no lock and write nothing: for them a registry may be read-only.
-Every function blocks on the disk: on an event loop call it in a thread.
+other inputs, and says so; what can't be fetched can't be promoted. Readers take no lock and write nothing: for them a
+registry may be read-only. Every function blocks on the disk: on an event loop call it in a thread.
 
 models/card.py has the records, models/rollouts.py reads the history, models/scorer.py loads what is fetched.
 """
@@ -37,6 +37,8 @@ from models.files import append_line, locked, make_folder, replace_file, sync_fo
 from models.rollouts import decode_history, earlier_versions
 
 ALIASES = ("champion", "shadow")
+STARTER_REASON = "the starter model"
+"""Why the first version of an empty registry was promoted; in the history it tells that from a person's promotion."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 LOCK_S = 10.0
 
@@ -159,8 +161,38 @@ class Registry:
         """
         return self._known(self._read_aliases())
 
-    def promote(self, version: str, *, alias: str = ALIASES[0], reason: str = "", now: dt.datetime) -> Rollout | None:
+    def awaits_starter(self) -> bool:
+        """Whether the starter model is still to be made, or to be promoted, and nobody has decided otherwise.
+
+        There is no version at all; or only simulated ones, and never an alias. The latter is what a starter's process
+        leaves that ended before its promotion, maybe with the line of the history that announces it.
+
+        Raises:
+            ModelError: the versions or the history can't be read.
+        """
+        versions = self.versions()
+        if not versions:
+            return True
+        if (self.folder / _ALIASES).exists() or any(line.reason != STARTER_REASON for line in self.history()):
+            return False
+        try:
+            return all(self.read_card(version).training.is_simulated for version in versions)
+        except ModelError:  # what this version is, a person has to find out
+            return False
+
+    def promote(
+        self,
+        version: str,
+        *,
+        alias: str = ALIASES[0],
+        reason: str = "",
+        now: dt.datetime,
+        replaces: bool = True,
+    ) -> Rollout | None:
         """Moves an alias to a version; None when it is there already, and then nothing is written.
+
+        Args:
+            replaces: False: where the alias has a version already, nothing is moved either.
 
         Raises:
             ModelUnknown: there is no such version or alias.
@@ -170,7 +202,8 @@ class Registry:
         _check_alias(alias)
         self.fetch(version)
         with self._locked():
-            if self.aliases().get(alias) == version:
+            current = self.aliases().get(alias)
+            if current == version or not (replaces or current is None):
                 return None
             return self._move(alias, version, "promote", reason, now)
 

@@ -23,7 +23,7 @@ from models.codec import decoder_for
 from models.errors import PayloadError, StoreUnwritable, TrainingError
 from models.events import TipRewarded
 from models.files import locked, make_folder
-from models.registry import ALIASES, Registry
+from models.registry import ALIASES, STARTER_REASON, Registry
 from streams.broker import Broker
 from streams.message import Message
 from streams.provision import stream_info
@@ -81,7 +81,7 @@ class Done:
 @click.option("--rows", "row_limit", type=click.IntRange(500, 1_000_000), help="Of the world; of a log the newest.")
 @click.option("--seed", default=SEED, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Of world and fit.")
 @click.option("--promote", "is_promoted", is_flag=True, help="Let the new version serve at once.")
-@click.option("--starter", "is_starter", is_flag=True, help="Simulated and promoted, unless there is a version yet.")
+@click.option("--starter", "is_starter", is_flag=True, help="Simulated and promoted, where nothing ever was.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of text.")
 @click.pass_obj
 def train_command(obj: HasEnvironment, /, *, as_json: bool, **asked: Any) -> None:
@@ -95,7 +95,7 @@ def train_command(obj: HasEnvironment, /, *, as_json: bool, **asked: Any) -> Non
     registry = registry_of(obj)
     done = _start(registry, request) if request.is_starter else _train(load_settings(obj.env), registry, request)
     if done is None:
-        return  # somebody else makes the first version, or has
+        return  # somebody else makes the first version, or has, or has decided what serves
     if as_json:
         print_json(msgspec.to_builtins(_as_dict(done)))
     else:
@@ -103,9 +103,13 @@ def train_command(obj: HasEnvironment, /, *, as_json: bool, **asked: Any) -> Non
 
 
 def _start(registry: Registry, asked: Asked) -> Done | None:
-    """Makes the first version, if there is none and nobody else is at it.
+    """Makes and promotes the first version, or promotes it where a starter has ended in between.
+
+    Returns:
+        None: somebody else is at it, or has decided what serves.
 
     Raises:
+        ModelError: the registry can't be read.
         StoreUnwritable: the registry can't be written.
     """
     with contextlib.ExitStack() as stack:
@@ -116,9 +120,13 @@ def _start(registry: Registry, asked: Asked) -> Done | None:
             return None
         except OSError as error:
             raise StoreUnwritable(registry.folder, f"the model registry can't be written ({error})") from error
-        if registry.versions():
+        if not registry.awaits_starter():
             return None
-        return _keep(registry, _simulated(asked), asked, reason="the starter model")
+        versions = registry.versions()
+        if not versions:
+            return _keep(registry, _simulated(asked), asked, reason=STARTER_REASON)
+        moved = _promote(registry, versions[0], asked, reason=STARTER_REASON)
+        return Done(version=versions[0], card=registry.read_card(versions[0]), moved=moved)
 
 
 def _train(settings: Settings, registry: Registry, asked: Asked) -> Done:
@@ -145,8 +153,13 @@ def _keep(registry: Registry, dataset: "Dataset", asked: Asked, *, reason: str) 
     trained = train(dataset, name=registry.name, inputs=inputs, parameters=Parameters(seed=asked.seed), now=now)
     version = registry.publish(trained.artifact, trained.card)
     is_promoted = asked.is_promoted or asked.is_starter
-    moved = registry.promote(version, reason=reason, now=dt.datetime.now(dt.UTC)) if is_promoted else None
+    moved = _promote(registry, version, asked, reason=reason) if is_promoted else None
     return Done(version=version, card=trained.card, moved=moved)
+
+
+def _promote(registry: Registry, version: str, asked: Asked, *, reason: str) -> Rollout | None:
+    """Lets the version serve; a starter model only where nobody has chosen another one while it was trained."""
+    return registry.promote(version, reason=reason, now=dt.datetime.now(dt.UTC), replaces=not asked.is_starter)
 
 
 def _simulated(asked: Asked) -> "Dataset":

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import attrs
 import pytest
 from harness import wait_until
 from registry_kit import NAME, NOW, artifact, card, filled_registry
@@ -140,18 +141,32 @@ async def test_no_starter_where_a_version_is_refused(tmp_path: Path) -> None:
 
 
 async def test_no_starter_over_versions_that_nobody_promoted(tmp_path: Path) -> None:
-    """The starter is for an empty registry; here the health says what a person has to do."""
+    """What has learned from users is a person's to promote; the health says what they have to do."""
     asked = []
 
     async def train() -> None:
         asked.append(1)
 
-    registry = filled_registry(tmp_path, 1)
+    registry = Registry(tmp_path, NAME)
+    training = attrs.evolve(card(artifact()).training, is_simulated=False)
+    registry.publish(artifact(), card(artifact(), training=training))
     async with serving(registry, train) as models:
         await until(models, version=None, reason="no version is the champion: see 'models promote'")
         registry.promote("1", now=NOW)
         await until(models, version="1")
     assert asked == []
+
+
+async def test_a_starter_that_ended_before_its_promotion_is_asked_for_again(tmp_path: Path) -> None:
+    """A version of a simulated world that never had an alias is what such a one leaves."""
+    registry = filled_registry(tmp_path, 1)
+
+    async def train() -> None:
+        registry.promote("1", now=NOW)
+
+    async with serving(registry, train) as models:
+        await until(models, version="1")
+        assert models.problem is None
 
 
 async def test_a_starter_that_can_not_begin_is_told(tmp_path: Path) -> None:
@@ -243,28 +258,6 @@ async def test_an_error_that_nobody_foresaw_is_told() -> None:
 
     async with serving(Broken(Path("nowhere"), NAME)) as models:
         await until(models, version=None, reason="the registry is no longer followed (LookupError)")
-
-
-async def test_versions_without_a_champion_are_a_persons_business(tmp_path: Path) -> None:
-    """Where there is a version, no starter is trained, and the health says what to do."""
-    asked = []
-
-    async def train() -> None:
-        asked.append(1)
-
-    async with serving(filled_registry(tmp_path, 1), train) as models:
-        await until(models, version=None, reason="no version is the champion: see 'models promote'")
-    assert asked == []
-
-
-async def test_a_starter_that_can_not_be_started_is_told(tmp_path: Path) -> None:
-    """As one that fails is."""
-
-    async def train() -> str:
-        raise OSError("no further process")
-
-    async with serving(Registry(tmp_path, NAME), train) as models:
-        await until(models, version=None, reason="the starter model could not be trained (no further process)")
 
 
 async def test_a_version_that_is_promoted_meanwhile_serves_in_spite_of_a_failed_starter(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from registry_kit import AUC, INPUTS, NAME, NOW, artifact, card, filled_registry
 
 from models.card import Card
 from models.errors import ModelError, ModelUnknown, StoreUnwritable
-from models.registry import Registry
+from models.registry import STARTER_REASON, Registry
 
 ROOT = Path(__file__).parents[3]
 
@@ -251,7 +251,7 @@ PUBLISH = """
 import sys
 from pathlib import Path
 from registry_kit import NAME, card
-from models.registry import Registry
+from models.registry import STARTER_REASON, Registry
 content = Path(sys.argv[2]).read_bytes()
 for _ in range(5):
     print(Registry(Path(sys.argv[1]), NAME).publish(content, card(content)))
@@ -305,6 +305,57 @@ def test_promote_keeps_what_it_does_not_know(registry: Registry) -> None:
     found = json.loads((registry.folder / "aliases.json").read_bytes())
     assert found == {"canary": "1", "note": {"by": [1, 2.5]}, "champion": "2"}
     assert registry.history()[0].former is None
+
+
+def test_promote_leaves_alone_what_it_must_not_replace(registry: Registry) -> None:
+    """Who promotes only where there is no version yet finds out under the lock that somebody else was first."""
+    assert registry.promote("1", now=NOW, replaces=False) == registry.history()[0]
+    assert registry.promote("2", now=NOW, replaces=False) is None
+    assert registry.promote("2", alias="shadow", now=NOW, replaces=False) is not None
+    assert dict(registry.aliases()) == {"champion": "1", "shadow": "2"}
+    assert len(registry.history()) == 2
+
+
+def announce(registry: Registry, reason: str) -> None:
+    """Leaves what a process that ends between the history and the alias leaves."""
+    registry.promote("1", reason=reason, now=NOW)
+    (registry.folder / "aliases.json").unlink()
+
+
+def add_real(registry: Registry) -> None:
+    """Publishes a version that has learned from users."""
+    training = attrs.evolve(card(artifact()).training, is_simulated=False)
+    registry.publish(artifact(), card(artifact(), training=training))
+
+
+@pytest.mark.parametrize(
+    ("change", "awaits"),
+    [
+        pytest.param(lambda _: None, True, id="simulated"),
+        pytest.param(lambda registry: announce(registry, STARTER_REASON), True, id="announced"),
+        pytest.param(lambda registry: announce(registry, "better"), False, id="announced by a person"),
+        pytest.param(add_real, False, id="real"),
+        pytest.param(lambda registry: registry.promote("2", now=NOW), False, id="champion"),
+        pytest.param(lambda registry: registry.promote("2", alias="shadow", now=NOW), False, id="shadow"),
+        pytest.param(lambda registry: (registry.folder / "aliases.json").write_text("{}"), False, id="by hand"),
+        pytest.param(lambda registry: part(registry, "2", "card.json").unlink(), False, id="no card"),
+    ],
+)
+def test_registry_awaits_its_starter_until_somebody_decides(
+    registry: Registry, change: Callable[[Registry], object], *, awaits: bool
+) -> None:
+    """With simulated versions alone, and never an alias, it is as a starter left it that ended before its promotion."""
+    change(registry)
+    assert registry.awaits_starter() is awaits
+
+
+def test_empty_registry_awaits_its_starter(tmp_path: Path) -> None:
+    """Whatever the aliases were: there is nothing to decide about."""
+    registry = Registry(tmp_path, NAME)
+    assert registry.awaits_starter()
+    (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / "aliases.json").write_text('{"champion": "1"}')
+    assert registry.awaits_starter()
 
 
 @pytest.mark.parametrize("alias", ["canary", "", "../champion"])

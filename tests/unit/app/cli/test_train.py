@@ -12,7 +12,7 @@ import attrs
 import click.testing
 import numpy as np
 import pytest
-from harness import NatsServer
+from harness import NatsServer, wait_until
 from nats.aio.client import Client
 from process_kit import invoke
 from service_kit import client
@@ -147,6 +147,37 @@ def test_starter_is_made_for_an_empty_registry(tmp_path: Path) -> None:
     assert (second.exit_code, second.output) == (0, "")
     assert (registry.versions(), dict(registry.aliases())) == (["1"], {"champion": "1"})
     assert registry.history()[0].reason == "the starter model"
+
+
+def test_starter_finishes_what_another_one_began(tmp_path: Path) -> None:
+    """A starter that ended between its version and the promotion is made up for, and nothing is trained again."""
+    run(tmp_path, "--simulated", *SMALL)
+    result = run(tmp_path, "--starter", *SMALL)
+    registry = registry_in(tmp_path)
+    assert result.stdout.splitlines()[-1] == "champion: version none -> 1"
+    assert (registry.versions(), dict(registry.aliases())) == (["1"], {"champion": "1"})
+    assert registry.history()[0].reason == "the starter model"
+
+
+def test_starter_decides_nothing_that_a_person_has_decided(tmp_path: Path) -> None:
+    """Once an alias was moved, a registry without a champion stays as it is."""
+    registry = registry_in(tmp_path)
+    run(tmp_path, "--simulated", *SMALL)
+    registry.promote("1", alias="shadow", now=dt.datetime.now(dt.UTC))
+    result = run(tmp_path, "--starter", *SMALL)
+    assert (result.exit_code, result.output, dict(registry.aliases())) == (0, "", {"shadow": "1"})
+
+
+async def test_starter_gives_way_to_a_champion_that_came_meanwhile(tmp_path: Path) -> None:
+    """Who promotes a version while the starter is trained is not overruled, in whichever order both get there."""
+    registry, ready = registry_in(tmp_path), registry_in(tmp_path / "other")
+    run(tmp_path / "other", "--simulated", *SMALL)
+    training = asyncio.create_task(asyncio.to_thread(lambda: run(tmp_path, "--starter", *SMALL)))
+    await wait_until((registry.folder / "starter.lock").exists, what="the starter is at it")
+    chosen = registry.publish(ready.fetch("1").artifact, ready.fetch("1").card)
+    registry.promote(chosen, reason="a person's", now=dt.datetime.now(dt.UTC))
+    result = await training
+    assert (result.exit_code, dict(registry.aliases())) == (0, {"champion": chosen})
 
 
 def test_starter_leaves_it_to_who_is_at_it(tmp_path: Path) -> None:
