@@ -19,6 +19,7 @@ from models.codec import aware, between, filled
 CARD_SCHEMA = 1
 Source = Literal["candidate", "profile", "context", "table"]
 Split = Literal["train", "validation", "test"]
+Action = Literal["promote", "rollback", "demote"]
 
 
 def _sha256(_: object, attribute: "attrs.Attribute[str]", value: str) -> None:
@@ -132,11 +133,16 @@ class Card:
 
 @attrs.frozen(kw_only=True)
 class Rollout:
-    """One line of the registry's history: an alias was moved."""
+    """One line of the registry's history: an alias was moved.
+
+    Args:
+        version: the one that it was moved to; None: it was taken away.
+        former: the one that had it; None: none had.
+    """
 
     at: dt.datetime = attrs.field(validator=aware)
     alias: str
-    version: str
+    version: str | None
     former: str | None
-    action: Literal["promote", "rollback"]
+    action: Action
     reason: str = ""

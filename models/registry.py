@@ -25,18 +25,19 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import attrs
 import msgspec
 
-from models.card import CARD_SCHEMA, Card, Rollout, feature_hash
+from models.card import CARD_SCHEMA, Action, Card, Rollout, feature_hash
 from models.codec import decoder_for, encode_json
 from models.errors import ModelError, ModelUnknown, PayloadError, StoreUnwritable
 from models.files import append_line, locked, make_folder, replace_file, sync_folder, write_file
 from models.rollouts import decode_history, earlier_versions
 
 ALIASES = ("champion", "shadow")
+"""The champion answers every request; a shadow is kept ready for a promotion, loaded by nobody and without traffic."""
 STARTER_REASON = "the starter model"
 """Why the first version of an empty registry was promoted; in the history it tells that from a person's promotion."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -224,6 +225,22 @@ class Registry:
             self.fetch(earlier[-1])
             return self._move(alias, earlier[-1], "rollback", reason, now)
 
+    def demote(self, alias: str, *, reason: str = "", now: dt.datetime) -> Rollout | None:
+        """Takes an alias away from its version; None when it has none, and then nothing is written.
+
+        Raises:
+            ModelUnknown: there is no such alias.
+            ModelError: it is the champion, without which nothing would answer.
+            StoreUnwritable: the registry can't be written.
+        """
+        _check_alias(alias)
+        if alias == ALIASES[0]:
+            raise ModelError(alias, "it answers every request: promote another version, or roll back")
+        with self._locked():
+            if alias not in self.aliases():
+                return None
+            return self._move(alias, None, "demote", reason, now)
+
     def history(self) -> list[Rollout]:
         """Every move of an alias, oldest first.
 
@@ -303,16 +320,16 @@ class Registry:
             raise ModelError(self.name, f"{_HISTORY}: {error.reason}") from error
         return found, content[:size]
 
-    def _move(
-        self, alias: str, version: str, action: Literal["promote", "rollback"], reason: str, now: dt.datetime
-    ) -> Rollout:
+    def _move(self, alias: str, version: str | None, action: Action, reason: str, now: dt.datetime) -> Rollout:
         """Appends to the history, then replaces the file of the aliases; the lock is held."""
         aliases = self._read_aliases()
         former = self._known(aliases).get(alias)
         rollout = Rollout(at=now, alias=alias, version=version, former=former, action=action, reason=reason)
-        line = _encode(version, attrs.asdict(rollout), indent=-1)
+        line = _encode(version or alias, attrs.asdict(rollout), indent=-1)
         append_line(self.folder / _HISTORY, self._read_history()[1], line)
-        replace_file(self.folder / _ALIASES, _encode(version, aliases | {alias: version}))
+        others = {name: named for name, named in aliases.items() if name != alias}
+        moved = others if version is None else others | {alias: version}
+        replace_file(self.folder / _ALIASES, _encode(version or alias, moved))
         return rollout
 
     @contextlib.contextmanager

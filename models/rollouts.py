@@ -43,13 +43,16 @@ def earlier_versions(history: Iterable[Rollout], alias: str, current: str | None
     """The versions that an alias had before its present one, oldest first; a rollback goes to the last of them.
 
     A rollback takes away the version that it left: after two of them the alias is two promotions back, and never to
-    and fro between two versions.
+    and fro between two versions. An alias that was taken away begins anew: what it had before is forgotten.
     """
     stack: list[str] = []
     before: list[str] = []  # as it was before the last line
     for line in (one for one in history if one.alias == alias):
         stack = _settled(stack, before, line.former)
         before = list(stack)
+        if line.version is None:
+            stack = []
+            continue
         if line.action == "rollback":
             del stack[-1:]
         if stack[-1:] != [line.version]:

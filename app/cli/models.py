@@ -28,6 +28,8 @@ from models.card import Metric, Rollout
 from models.errors import ModelUnknown
 from models.registry import ALIASES, Registry
 
+SHADOW_NOTE = "shadow: kept ready for a promotion; no worker loads or checks it, and it gets no traffic"
+
 
 @click.group("models")
 def models() -> None:
@@ -49,6 +51,7 @@ def list_(obj: HasEnvironment, *, as_json: bool) -> None:
         click.echo("no version is published yet")
     else:
         print_table(("version", "aliases", "created (UTC)", "data", "artifact", "metric"), map(_row, found))
+        _note_shadow(*(alias for one in found for alias in one.aliases))
 
 
 @models.command("card")
@@ -82,7 +85,8 @@ def card(obj: HasEnvironment, version: str, *, as_json: bool, as_html: bool) -> 
 def promote(obj: HasEnvironment, version: str, *, alias: str, reason: str, as_json: bool) -> None:
     """Move an alias to a version.
 
-    VERSION is a number or the other alias. A version whose card or artifact can't be used is refused.
+    VERSION is a number or the other alias. A version whose card or artifact can't be used is refused. A shadow is kept
+    ready for a promotion: no worker loads it, and it gets no traffic.
     """
     if not reason.strip():
         raise click.UsageError("--reason: expected a text, got nothing")
@@ -93,6 +97,7 @@ def promote(obj: HasEnvironment, version: str, *, alias: str, reason: str, as_js
         print_json(msgspec.to_builtins({"alias": alias, "version": chosen, "rollout": moved and attrs.asdict(moved)}))
     else:
         click.echo(_told(moved) if moved else f"{alias}: version {chosen} already, nothing was moved")
+        _note_shadow(alias)
 
 
 @models.command("rollback")
@@ -112,6 +117,29 @@ def rollback(obj: HasEnvironment, *, alias: str, reason: str, as_json: bool) -> 
         click.echo(_told(moved))
 
 
+@models.command("demote")
+@click.argument("alias", type=click.Choice(ALIASES))
+@click.option("--reason", default="", help="Why; it is kept in the history.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of text.")
+@click.pass_obj
+def demote(obj: HasEnvironment, alias: str, *, reason: str, as_json: bool) -> None:
+    """Take the alias of a shadow away.
+
+    No version has it then, and a rollback does not bring it back. The champion is refused: something has to answer.
+    """
+    moved = registry_of(obj).demote(alias, reason=reason, now=dt.datetime.now(dt.UTC))
+    if as_json:
+        print_json(msgspec.to_builtins({"alias": alias, "version": None, "rollout": moved and attrs.asdict(moved)}))
+    else:
+        click.echo(_told(moved) if moved else f"{alias}: no version has it, nothing was moved")
+
+
+def _note_shadow(*aliases: str) -> None:
+    """Says on stderr, apart from what programs read, what a shadow is not."""
+    if ALIASES[1] in aliases:
+        click.echo(SHADOW_NOTE, err=True)
+
+
 def _resolve(registry: Registry, name: str) -> str:
     try:
         return registry.resolve(name)
@@ -120,7 +148,7 @@ def _resolve(registry: Registry, name: str) -> str:
 
 
 def _told(moved: Rollout) -> str:
-    return f"{moved.alias}: version {moved.former or 'none'} -> {moved.version} ({moved.action})"
+    return f"{moved.alias}: version {moved.former or 'none'} -> {moved.version or 'none'} ({moved.action})"
 
 
 def _row(one: ListedModel) -> tuple[object, ...]:

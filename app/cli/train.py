@@ -88,7 +88,8 @@ def train_command(obj: HasEnvironment, /, *, as_json: bool, **asked: Any) -> Non
     """Train a new version of the model on logged decisions and their rewards.
 
     Used are decisions with at least one reward that are a day old or older, and whose features are the champion's.
-    The same data and seed make the same model.
+    The same data and seed make the same model. It serves once it is promoted; the next worker that starts does that
+    with a simulated one, unless an alias was ever moved or there is another version that is not simulated.
     """
     request = Asked(**asked)
     request.refuse_contradictions()

@@ -1,6 +1,6 @@
 """The versions of the model over HTTP, and the card of each as JSON or as a page.
 
-Nothing is moved from here: ``models promote`` and ``models rollback`` of the command line do. Files are read in a
+Nothing is moved from here: ``models promote``, ``rollback`` and ``demote`` of the command line do. Files are read in a
 thread. A card that can't be used is 503 with the reason, a version that is not there is 404.
 """
 
@@ -129,7 +129,7 @@ class ModelsAnswer:
 
     Args:
         name: of the model; null when no models are looked for.
-        aliases: the version that each alias stands for.
+        aliases: the version that each alias stands for; a shadow is loaded by no process and answers nobody.
         served: what this process answers with in the place of an alias.
         problem: why there are no versions; null otherwise.
     """

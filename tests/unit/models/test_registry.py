@@ -364,6 +364,7 @@ def test_aliases_are_champion_and_shadow(registry: Registry, alias: str) -> None
     for function in (
         lambda: registry.promote("1", alias=alias, now=NOW),
         lambda: registry.rollback(alias=alias, now=NOW),
+        lambda: registry.demote(alias, now=NOW),
     ):
         with pytest.raises(ModelUnknown, match="expected an alias: champion or shadow$"):
             function()
@@ -396,6 +397,39 @@ def test_resolve_takes_versions_and_aliases(registry: Registry) -> None:
         registry.resolve("shadow")
     with pytest.raises(ModelUnknown, match=r"^model '../x': no such version; there is 1, 2, 3$"):
         registry.resolve("../x")
+
+
+def test_demote_takes_the_shadow_away(registry: Registry) -> None:
+    """What else the file holds stays, the history has it, and once more there is nothing to take away."""
+    registry.promote("1", now=NOW)
+    registry.promote("2", alias="shadow", now=NOW)
+    before = registry.stamp()
+    moved = registry.demote("shadow", reason="worse", now=NOW)
+    assert moved == registry.history()[-1]
+    assert moved and attrs.astuple(moved)[1:] == ("shadow", None, "2", "demote", "worse")
+    assert (registry.demote("shadow", now=NOW), len(registry.history())) == (None, 3)
+    assert json.loads((registry.folder / "aliases.json").read_bytes()) == {"champion": "1"}
+    assert registry.stamp() != before
+
+
+def test_rollback_goes_nowhere_after_a_demotion(registry: Registry) -> None:
+    """A shadow begins anew: neither is the former one brought back, nor one before it."""
+    registry.promote("1", alias="shadow", now=NOW)
+    registry.demote("shadow", now=NOW)
+    for version in (None, "2"):
+        if version:
+            registry.promote(version, alias="shadow", now=NOW)
+        with pytest.raises(ModelError, match="there is no version before"):
+            registry.rollback(alias="shadow", now=NOW)
+    assert dict(registry.aliases()) == {"shadow": "2"}
+
+
+def test_demote_refuses_the_champion(registry: Registry) -> None:
+    """Something has to answer; what does is replaced, never taken away."""
+    registry.promote("1", now=NOW)
+    with pytest.raises(ModelError, match="^model champion: it answers every request: promote another version, or roll"):
+        registry.demote("champion", now=NOW)
+    assert (dict(registry.aliases()), len(registry.history())) == ({"champion": "1"}, 1)
 
 
 def test_rollback_goes_back_promotion_by_promotion(registry: Registry) -> None:

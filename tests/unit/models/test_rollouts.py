@@ -1,23 +1,23 @@
 """The history of an alias: lines that were cut off, moves that never happened, and where a rollback goes."""
 
 import datetime as dt
-from typing import Literal
 
 import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.card import Rollout
+from models.card import Action, Rollout
 from models.codec import encode_json
 from models.errors import PayloadError
 from models.rollouts import decode_history, earlier_versions
 
 NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
-Action = Literal["promote", "rollback"]
 
 
-def move(version: str, former: str | None = None, action: Action = "promote", alias: str = "champion") -> Rollout:
+def move(
+    version: str | None, former: str | None = None, action: Action = "promote", alias: str = "champion"
+) -> Rollout:
     """One line."""
     return Rollout(at=NOW, alias=alias, version=version, former=former, action=action)
 
@@ -75,6 +75,11 @@ def test_history_names_the_line_that_is_no_record(content: bytes, problem: str) 
         pytest.param([move("1"), move("2", "1")], None, [], id="taken away by hand"),
         pytest.param([move("1", None, "rollback")], "1", [], id="written by hand"),
         pytest.param([move("1"), move("5", alias="shadow"), move("2", "1")], "2", ["1"], id="other alias"),
+        pytest.param([move("1"), move("2", "1"), move(None, "2", "demote")], None, [], id="taken away"),
+        pytest.param([move("1"), move("2", "1"), move(None, "2", "demote")], "2", ["1"], id="taking never happened"),
+        pytest.param(
+            [move("1"), move(None, "1", "demote"), move("2"), move("3", "2")], "3", ["2"], id="from the start again"
+        ),
     ],
 )
 def test_earlier_versions_are_those_that_were_in_place(
@@ -84,19 +89,15 @@ def test_earlier_versions_are_those_that_were_in_place(
     assert list(earlier_versions(history, "champion", current)) == earlier
 
 
-@given(st.lists(st.sampled_from(["promote", "rollback", "crash"])))
-def test_rollbacks_take_promotions_away_one_by_one(steps: list[str]) -> None:
-    """Whatever was promoted, rolled back or interrupted, a rollback goes to what a stack of promotions says."""
+@given(st.lists(st.tuples(st.sampled_from(["promote", "rollback", "demote"]), st.booleans())))
+def test_rollbacks_take_promotions_away_one_by_one(steps: list[tuple[Action, bool]]) -> None:
+    """Whatever was promoted, rolled back, taken away or interrupted, a rollback goes where their stack says."""
     stack: list[str] = []
     history: list[Rollout] = []
-    for number, step in enumerate(steps):
-        former = stack[-1] if stack else None
-        if step == "crash":
-            history.append(move(str(number), former))
-        elif step == "promote":
-            history.append(move(str(number), former))
-            stack.append(str(number))
-        elif len(stack) > 1:
-            stack.pop()
-            history.append(move(stack[-1], former, "rollback"))
+    for number, (action, is_interrupted) in enumerate(steps):
+        if action == "rollback" and len(stack) < 2:
+            continue
+        after = {"promote": [*stack, str(number)], "rollback": stack[:-1], "demote": []}[action]
+        history.append(move(after[-1] if after else None, stack[-1] if stack else None, action))
+        stack = stack if is_interrupted else after
     assert list(earlier_versions(history, "champion", stack[-1] if stack else None)) == stack[:-1]

@@ -100,6 +100,36 @@ def test_models_promote_moves_an_alias(registry: Registry, env: dict[str, str]) 
     assert [line.reason for line in registry.history()] == ["better"] * 3
 
 
+def test_models_demote_takes_the_shadow_away(registry: Registry, env: dict[str, str]) -> None:
+    """As text and as JSON; where there is none, nothing happens."""
+    registry.promote("2", alias="shadow", now=NOW)
+    told = [invoke("models", "demote", "shadow", "--reason", "worse", **env).stdout for _ in range(2)]
+    assert told == ["shadow: version 2 -> none (demote)\n", "shadow: no version has it, nothing was moved\n"]
+    registry.promote("3", alias="shadow", now=NOW)
+    found = json.loads(invoke("models", "demote", "shadow", "--json", **env).stdout)
+    assert (found["version"], found["rollout"]["former"], found["rollout"]["version"]) == (None, "3", None)
+    assert invoke("models", "card", "2", **env).stdout.endswith("\tshadow: version 2 -> none (demote)\tworse\n")
+
+
+def test_models_demote_refuses_the_champion(registry: Registry, env: dict[str, str]) -> None:
+    """Exit code 1 with what to do instead, and the alias stays."""
+    registry.promote("2", now=NOW)
+    error = invoke("models", "demote", "champion", **env).exception
+    assert isinstance(error, ModelError) and "promote another version, or roll back" in str(error)
+    assert dict(registry.aliases()) == {"champion": "2"}
+
+
+def test_models_say_that_a_shadow_gets_no_traffic(registry: Registry, env: dict[str, str]) -> None:
+    """Where a shadow is made or listed, beside what programs read; a champion alone needs no such word."""
+    assert invoke("models", "promote", "1", "--reason", "x", **env).stderr == ""
+    assert invoke("models", "list", **env).stderr == ""
+    promoted = invoke("models", "promote", "2", "--alias", "shadow", "--reason", "x", **env)
+    listed = invoke("models", "list", **env)
+    note = "shadow: kept ready for a promotion; no worker loads or checks it, and it gets no traffic\n"
+    assert (promoted.stderr, listed.stderr) == (note, note)
+    assert invoke("models", "list", "--json", **env).stderr == ""
+
+
 def test_models_promote_prints_json(env: dict[str, str]) -> None:
     """The move, or null when the alias was there."""
     first, again = (
@@ -140,8 +170,10 @@ def test_models_rollback_goes_back(registry: Registry, env: dict[str, str]) -> N
         (("promote", "1", "--reason", " "), "--reason: expected a text, got nothing"),
         (("promote", "1", "--reason", "x", "--alias", "canary"), "'canary' is not one of 'champion', 'shadow'"),
         (("rollback", "--alias", "canary"), "'canary' is not one of 'champion', 'shadow'"),
+        (("demote", "canary"), "'canary' is not one of 'champion', 'shadow'"),
+        (("demote",), "Missing argument '{champion|shadow}'"),
     ],
-    ids=["version", "path", "alias", "both", "promote", "no reason", "blank", "canary", "back"],
+    ids=["version", "path", "alias", "both", "promote", "no reason", "blank", "canary", "back", "down", "down nothing"],
 )
 def test_models_refuse_bad_usage(env: dict[str, str], arguments: tuple[str, ...], problem: str) -> None:
     """What can't be meant is exit code 2 and names the argument."""
@@ -149,7 +181,9 @@ def test_models_refuse_bad_usage(env: dict[str, str], arguments: tuple[str, ...]
     assert result.exit_code == 2 and problem in result.stderr
 
 
-@pytest.mark.parametrize("command", [("list",), ("card", "1"), ("promote", "1", "--reason", "x"), ("rollback",)])
+@pytest.mark.parametrize(
+    "command", [("list",), ("card", "1"), ("promote", "1", "--reason", "x"), ("rollback",), ("demote", "shadow")]
+)
 def test_models_need_a_registry(command: tuple[str, ...]) -> None:
     """With MODEL_REGISTRY=none each command says so."""
     error = invoke("models", *command, MODEL_REGISTRY="none").exception
