@@ -358,7 +358,15 @@ def _provide_answers(app: App) -> tuple[Scoring, Generating]:
 
     app.http.on_shutdown.append(stop_generating)
     app.metrics.show_tokens(lambda: app.gateway.ledger.facts() if app.gateway else {})
-    return Scoring(app.models.scorer, rows, profiles.read, app.decisions, features=app.features), generating
+    scoring = Scoring(
+        app.models.scorer,
+        rows,
+        profiles.read,
+        app.decisions,
+        note_unknown=UnknownFeatures(app.metrics.count_unknown_candidate_feature, kind="candidate").note,
+        features=app.features,
+    )
+    return scoring, generating
 
 
 def check_state_dir(path: Path) -> None:

@@ -2,9 +2,9 @@
 
 This module owns the names, labels and units of every metric, listed in ``METRICS``; next to them stand the usual
 ``process_*`` metrics of prometheus_client. Labels take declared values only (route templates, handlers, durables,
-statuses), never a key, path or id; the one exception, names of unknown profile features, is bounded where they are read
+statuses), never a key, path or id; the one exception, names of unknown features, is bounded where they are noted
 (models/profile_reader.py). What the worker knows is read at each scrape from its health, so that both always say the
-same; only requests, their profile features and commits are counted here. The route is app/views/metrics.py.
+same; only requests, their features and commits are counted here. The route is app/views/metrics.py.
 """
 
 import time
@@ -81,6 +81,11 @@ PROFILE_OUTSIDE = _counter(
     "Profile features of requests outside of their range, used as sent [features]",
     labels=("feature",),
 )
+CANDIDATE_UNKNOWN = _counter(
+    "tipstream_candidate_features_unknown_total",
+    "Undeclared candidate features, looked at in one of 61 requests that have any; after 50 names: other [features]",
+    labels=("feature",),
+)
 DECISIONS_PUBLISHED = _counter("tipstream_decisions_published_total", "Decisions stored by JetStream [decisions]")
 DECISIONS_DROPPED = _counter("tipstream_decisions_dropped_total", "Decisions lost [decisions]", labels=("reason",))
 DECISIONS_SAMPLED = _counter(
@@ -113,7 +118,7 @@ METRICS: tuple[MetricSpec, ...] = (
     *(PENDING, ACK_PENDING, REDELIVERED, PARKED, LAG),
     *(DECISIONS_PUBLISHED, DECISIONS_DROPPED, DECISIONS_SAMPLED, DECISIONS_BUFFERED, DECISIONS_SPOOL, DECISIONS_RATE),
     *(CONNECTED, RTT, UNHANDLED, UP_STATUS),
-    *(PROFILE_UNKNOWN, PROFILE_OUTSIDE),
+    *(PROFILE_UNKNOWN, PROFILE_OUTSIDE, CANDIDATE_UNKNOWN),
     *(GENERATIONS, GENERATION_SECONDS, FAILED_CHECKS, TOKENS),
 )
 
@@ -167,6 +172,7 @@ class Metrics:
         self._outcomes = Counter(COMMIT_OUTCOMES.name, COMMIT_OUTCOMES.help, registry=self._registry)
         self._unknown = _labelled(PROFILE_UNKNOWN, self._registry)
         self._outside = _labelled(PROFILE_OUTSIDE, self._registry)
+        self._unknown_of_candidates = _labelled(CANDIDATE_UNKNOWN, self._registry)
         self._generations = Counter(GENERATIONS.name, GENERATIONS.help, GENERATIONS.labels, registry=self._registry)
         self._generation_seconds = _histogram(GENERATION_SECONDS, _GENERATION_BUCKETS_S, self._registry)
         self._failed_checks = Counter(
@@ -199,6 +205,10 @@ class Metrics:
     def count_outside_feature(self, name: str) -> None:
         """Takes note of a profile feature, one of the contract, whose value is outside of its range."""
         self._outside.labels(name).inc()
+
+    def count_unknown_candidate_feature(self, label: str) -> None:
+        """Takes note of a candidate's feature that is not declared, by a label of ``UnknownFeatures``."""
+        self._unknown_of_candidates.labels(label).inc()
 
     def observe_generation(self, made: Generated) -> None:
         """Takes note of a tip that was answered."""

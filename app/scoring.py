@@ -8,7 +8,7 @@ HTTP itself is app/views/score.py.
 import datetime as dt
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import attrs
@@ -22,7 +22,7 @@ from models.errors import StoreError
 from models.features import FEATURES, Assembler, Feature, Matrix, Moment
 from models.profile_schema import ProfileFeatures
 from models.scorer import Model, Scorer, Scores, prior_scores
-from models.scoring import ScoreRequest, request_decoder
+from models.scoring import UNKNOWN_EVERY, ScoreRequest, request_decoder, unknown_names
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Scoring:
         rows: reads the user's rows on the loop.
         read_profile: decodes the JSON of ``profile_features``; raises PayloadError.
         decisions: where answers are logged.
+        note_unknown: is told the names of candidates' features that are not declared, of a sample of the requests.
         features: all that are declared; read once a request comes without a model to answer it.
         now: the instant that features are made for, in UTC.
     """
@@ -63,6 +64,7 @@ class Scoring:
         read_profile: Callable[[msgspec.Raw], ProfileFeatures],
         decisions: Decisions,
         *,
+        note_unknown: Callable[[Iterable[str]], None] = lambda _: None,
         features: Mapping[str, Feature] = FEATURES,
         now: Callable[[], dt.datetime] = _utc_now,
     ) -> None:
@@ -70,8 +72,10 @@ class Scoring:
         self._rows = rows
         self._read_profile = read_profile
         self._decisions = decisions
+        self._note_unknown = note_unknown
         self._now = now
         self._features = features
+        self._unknown_count = 0
         self._row_problems = RowProblems()
         self._failed: set[str] = set()
 
@@ -97,6 +101,8 @@ class Scoring:
         model = self._scorer.model
         asked = decode_body(body, model.decode if model else self._decode_any)
         profile = decode_body(asked.profile_features, self._read_profile)
+        if asked.has_unknown:
+            self._note_names(body, asked)
         request_id, now = asked.request_id or request_id, self._now()
         rate = self._decisions.admit(request_id)
         if model is None:
@@ -114,6 +120,11 @@ class Scoring:
             scores = attrs.evolve(scores, degraded_reason=problem)
         decided = _Decided(asked=asked, request_id=request_id, now=now, model=model, matrix=matrix, rows=rows.read)
         return self._finish(decided, scores, rate)
+
+    def _note_names(self, body: bytes, asked: ScoreRequest) -> None:
+        if self._unknown_count % UNKNOWN_EVERY == 0:
+            self._note_unknown(unknown_names(body, asked))
+        self._unknown_count += 1
 
     def _fetch(self, user_id: str, model: Model) -> tuple[UserRows, str | None]:
         """Reads the user's rows; without a readable store their features are missing, and the answer says so."""

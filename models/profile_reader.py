@@ -11,7 +11,7 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import attrs
 import msgspec
@@ -77,15 +77,17 @@ _decode_parts = decoder_for(_Parts)
 
 
 class UnknownFeatures:
-    """Counts the names that the contract lacks, and logs each once; both are bounded, whatever callers send.
+    """Counts the names that nobody declares, and logs each once; both are bounded, whatever callers send.
 
     Args:
+        kind: whose features they are, for the log.
         count: is called with a label for each name seen in a request: the name itself, cut to 64 characters with
             what is no letter, digit or one of ``_.:-`` replaced, and ``other`` once 50 names are known.
     """
 
-    def __init__(self, count: Callable[[str], None]) -> None:
+    def __init__(self, count: Callable[[str], None], *, kind: Literal["profile", "candidate"] = "profile") -> None:
         self._count = count
+        self._kind = kind
         self._known: set[str] = set()
         self._is_full_logged = False
 
@@ -99,11 +101,11 @@ class UnknownFeatures:
             return name
         if len(self._known) < MAX_NAMES:
             self._known.add(name)
-            log.warning("an unknown profile feature is ignored", extra={"fields": {"feature": name}})
+            log.warning(f"an unknown {self._kind} feature is ignored", extra={"fields": {"feature": name}})
             return name
         if not self._is_full_logged:
             self._is_full_logged = True
-            log.warning("more unknown profile features are not named", extra={"fields": {"named": MAX_NAMES}})
+            log.warning(f"more unknown {self._kind} features are not named", extra={"fields": {"named": MAX_NAMES}})
         return OTHER
 
 

@@ -1,7 +1,8 @@
 """The request and the answer of ``POST /score``, and what both may hold.
 
 This module owns the limits of a request, decodes it for one model's list of features, and names what is wrong with it
-by path. Features are made in models/features.py, scores in models/scorer.py, the route is app/views/score.py.
+by path. The usual request, of declared features alone, is decoded once; only one that has others is decoded again, and
+tells so. Features are made in models/features.py, scores in models/scorer.py, the route is app/views/score.py.
 """
 
 import re
@@ -18,11 +19,28 @@ from models.features import Assembler, ScoreContext
 MAX_CANDIDATES = 1000
 PRIOR_SCORE = 0.5
 """The score of every candidate when no model answers: it prefers none of them, and says nothing of any."""
+UNKNOWN_EVERY = 61
+"""Of so many requests with features that are not declared one is asked for their names, for that takes twice as long as
+decoding it. It is a prime, so that of several callers who take turns each is looked at."""
 
 _ID = re.compile(ID_PATTERN)
 _IDS = re.compile(rf"(?:{ID_PATTERN}\n)*")
+_MISFIT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NO_CONTEXT = ScoreContext()
 _NULL = msgspec.Raw(b"null")
+
+
+@attrs.frozen
+class _Named:
+    features: dict[str, msgspec.Raw]
+
+
+@attrs.frozen
+class _Names:
+    candidates: list[_Named]
+
+
+_decode_names = msgspec.json.Decoder(_Names).decode
 
 
 @attrs.frozen(kw_only=True)
@@ -32,6 +50,7 @@ class ScoreRequest:
     Args:
         profile_features: the JSON of them as it was sent, decoded by models/profile_reader.py.
         features: of each candidate, in request order.
+        has_unknown: a candidate has a feature that is not declared; ``unknown_names`` finds which.
     """
 
     user_id: str
@@ -40,6 +59,7 @@ class ScoreRequest:
     features: tuple[msgspec.Struct, ...]
     profile_features: msgspec.Raw
     context: ScoreContext
+    has_unknown: bool = False
 
 
 def request_decoder(assembler: Assembler) -> Callable[[bytes], ScoreRequest]:
@@ -48,10 +68,17 @@ def request_decoder(assembler: Assembler) -> Callable[[bytes], ScoreRequest]:
     Returns:
         A function that raises PayloadError with the path of the field for anything that does not fit.
     """
-    decode: Callable[[bytes], Any] = decoder_for(_body_type(assembler.candidate_features))
+    features = assembler.candidate_features
+    declared_alone = msgspec.defstruct("DeclaredFeatures", [], bases=(features,), forbid_unknown_fields=True)
+    decode_usual: Callable[[bytes], Any] = msgspec.json.Decoder(_body_type(declared_alone)).decode
+    decode: Callable[[bytes], Any] = decoder_for(_body_type(features))
 
     def decode_request(payload: bytes) -> ScoreRequest:
-        body = decode(payload)
+        has_unknown = False
+        try:
+            body = decode_usual(payload)
+        except _MISFIT:
+            body, has_unknown = decode(payload), True  # or it says what else is wrong
         ids = tuple([candidate.id for candidate in body.candidates])
         check_ids(ids)
         for name in ("user_id", "request_id"):
@@ -65,9 +92,24 @@ def request_decoder(assembler: Assembler) -> Callable[[bytes], ScoreRequest]:
             features=tuple([candidate.features for candidate in body.candidates]),
             profile_features=body.profile_features,
             context=body.context or _NO_CONTEXT,
+            has_unknown=has_unknown,
         )
 
     return decode_request
+
+
+def unknown_names(payload: bytes, asked: ScoreRequest) -> list[str]:
+    """The names of candidates' features that are not declared, each once; of those that are no UTF-8 none is told.
+
+    Args:
+        payload: what ``asked`` was decoded from.
+    """
+    declared = set(type(asked.features[0]).__struct_fields__)
+    try:
+        candidates = _decode_names(payload).candidates
+    except _MISFIT:  # nobody looks closely at a name that is passed over, so the request was taken
+        return []
+    return list(dict.fromkeys(name for one in candidates for name in one.features if name not in declared))
 
 
 def check_ids(ids: Sequence[str]) -> None:

@@ -120,6 +120,17 @@ async def test_the_decision_log_holds_what_was_answered(tmp_path: Path) -> None:
     assert model.predict(matrix) == decision.scores
 
 
+async def test_names_that_nobody_declares_are_counted_in_both_places(tmp_path: Path) -> None:
+    """Profile and candidate features alike; the answer is what it would be without them."""
+    unknown = {"candidates": [{"id": "a", "features": {"mood": 1}}], "profile_features": {"sky": 1}}
+    with Worker(tmp_path, NATS_URL="", MODEL_REGISTRY="none") as worker:
+        await worker.start()
+        assert (await worker.post("/score", BODY | unknown)).status == 200
+        shown = (await worker.get("/metrics")).text
+    assert 'tipstream_candidate_features_unknown_total{feature="mood"} 1.0' in shown
+    assert 'tipstream_profile_features_unknown_total{feature="sky"} 1.0' in shown
+
+
 async def test_without_a_model_or_nats_the_prior_answers(tmp_path: Path) -> None:
     """Both are told in the answer; neither makes it fail."""
     with Worker(tmp_path, NATS_URL="") as worker:

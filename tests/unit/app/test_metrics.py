@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.metrics import METRICS, Metrics, MetricSpec
 from app.views.metrics import metrics_routes
+from models.scoring import UNKNOWN_EVERY
 from streams.health import ConsumerHealth, DecisionHealth, HandlerCounts, Health, NatsHealth, StateHealth
 
 HEALTHY = Health(
@@ -141,6 +142,17 @@ def test_commits_are_counted_with_their_outcomes() -> None:
     assert shown[("tipstream_commit_outcomes_total",)] == 3 + 4
     assert shown[("tipstream_commit_seconds_count",)] == 2
     assert shown[("tipstream_commit_seconds_sum",)] == 0.25 + 0.5
+
+
+def test_unknown_candidate_features_are_counted_by_name() -> None:
+    """A family of their own, which says how few of the requests it was made of."""
+    metrics = Metrics(FakeSource())
+    for label in ("mood", "mood", "other"):
+        metrics.count_unknown_candidate_feature(label)
+    shown = samples(metrics)
+    assert shown[("tipstream_candidate_features_unknown_total", "mood")] == 2
+    assert shown[("tipstream_candidate_features_unknown_total", "other")] == 1
+    assert f"in one of {UNKNOWN_EVERY} requests that have any" in metrics.render().decode()
 
 
 def test_profile_features_are_counted_by_name() -> None:

@@ -15,8 +15,9 @@ from app.scoring import Scoring
 from app.user_rows import UserRowReader
 from models.decisions import ScoreDecided, decode_score_decision
 from models.errors import RequestError
-from models.profile_reader import ProfileReader, UnknownFeatures
+from models.profile_reader import NO_PROFILE, ProfileReader, UnknownFeatures
 from models.scorer import Scorer, load_model
+from models.scoring import UNKNOWN_EVERY
 from state.sqlite import SqliteStore
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -144,6 +145,21 @@ async def test_a_store_that_can_not_be_read_is_told_and_scored_without(service: 
     answer = await service.answer()
     assert (answer["degraded"], answer["degraded_reason"], answer["model_version"]) == (True, "state_unreadable", "4")
     assert service.decisions.written[0].rows == {}
+
+
+@pytest.mark.parametrize("has_model", [True, False], ids=["model", "no model"])
+async def test_unknown_candidate_features_are_told_of_a_sample(tmp_path: Path, *, has_model: bool) -> None:
+    """Of every 61 requests with any the first is looked at; requests without any do not count."""
+    scorer, told = Scorer(), list[list[str]]()
+    scorer.model = load_model("4", artifact(), card(artifact())) if has_model else None
+    rows = UserRowReader(tmp_path / "state.db")
+    note = told.append
+    scoring = Scoring(scorer, rows, lambda _: NO_PROFILE, Decisions(), note_unknown=note)  # type: ignore[arg-type]  # a list
+    for features in ("{}", *['{"mood": 1}'] * UNKNOWN_EVERY, "{}", '{"sky": 1, "mood": 1}', '{"sky": 1}'):
+        body = f'{{"user_id": "ana", "candidates": [{{"id": "a", "features": {features}}}]}}'
+        await scoring.answer(body.encode(), request_id="minted", deadline=FAR)
+    rows.close()
+    assert told == [["mood"], ["sky", "mood"]]
 
 
 async def test_unknown_profile_features_are_counted(service: Service) -> None:

@@ -133,6 +133,12 @@ def test_reader_counts_unknown_names_each_time_and_logs_them_once(caplog: pytest
     assert [record.fields for record in caplog.records] == [{"feature": "mood"}]  # type: ignore[attr-defined]
 
 
+def test_unknown_features_are_logged_by_their_kind(caplog: pytest.LogCaptureFixture) -> None:
+    """Who reads the log learns which part of a request had the name."""
+    UnknownFeatures(lambda _: None, kind="candidate").note(["mood"])
+    assert [record.getMessage() for record in caplog.records] == ["an unknown candidate feature is ignored"]
+
+
 def test_unknown_features_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     """After 50 names every new one is "other", with one line that says so; the first 50 keep their labels."""
     labels: list[str] = []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.errors import PayloadError
 from models.features import Assembler
-from models.scoring import MAX_CANDIDATES, request_decoder
+from models.scoring import MAX_CANDIDATES, request_decoder, unknown_names
 
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(),
@@ -59,8 +59,37 @@ def test_null_is_as_good_as_absent(absent: str) -> None:
 
 def test_what_nobody_knows_is_ignored() -> None:
     """Unknown fields, features and keys of the context change nothing."""
-    sent = [{"id": "a", "features": {"urgency": 0.5, "mood": "blue"}, "text": "…"}]
-    assert decode(body(candidates=sent, context={"surface": "web"}, trace={"a": [1]})) == decode(body())
+    sent = [{"id": "a", "features": {"urgency": 0.5}, "text": "…"}]
+    asked = decode(body(candidates=sent, context={"surface": "web"}, trace={"a": [1]}))
+    assert asked == decode(body())
+    sent[0]["features"] = {"urgency": 0.5, "mood": "blue"}
+    named = decode(body(candidates=sent))
+    assert list(map(msgspec.structs.asdict, named.features)) == list(map(msgspec.structs.asdict, asked.features))
+
+
+@pytest.mark.parametrize(
+    ("sent", "names"),
+    [
+        pytest.param([{"urgency": 1}, {}], [], id="none"),
+        pytest.param([{"novelty": 1}], [], id="declared, and read by another model"),
+        pytest.param([{"mood": 1, "urgency": 2}, {"sky": "b", "mood": []}, {"urgency": 3}], ["mood", "sky"], id="two"),
+        pytest.param([{"urgency": 1}, {"urgency": 1}, {"hour_local": []}], ["hour_local"], id="no candidate's"),
+    ],
+)
+def test_a_request_tells_the_names_that_are_not_declared(sent: list[dict[str, Any]], names: list[str]) -> None:
+    """Each once, in the order of the request; whatever they hold, the others are read as without them."""
+    payload = body(candidates=[{"id": str(place), "features": features} for place, features in enumerate(sent)])
+    asked = decode(payload)
+    assert [features.urgency for features in asked.features] == [one.get("urgency") for one in sent]  # type: ignore[attr-defined]
+    assert asked.has_unknown is bool(names)
+    assert unknown_names(payload, asked) == names
+
+
+def test_unknown_names_that_are_no_text_stay_unnamed() -> None:
+    """Such a name is passed over like any other by who answers, so it is no reason to refuse the request."""
+    payload = body().replace(b'"urgency"', b'"\xff": 1, "urgency"')
+    asked = decode(payload)
+    assert (asked.has_unknown, unknown_names(payload, asked)) == (True, [])
 
 
 def test_profile_features_are_passed_on_as_they_were_sent() -> None:
