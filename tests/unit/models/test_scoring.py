@@ -85,6 +85,19 @@ def test_a_request_tells_the_names_that_are_not_declared(sent: list[dict[str, An
     assert unknown_names(payload, asked) == names
 
 
+undeclared = st.text().filter(lambda name: name not in ASSEMBLER.candidate_features.__struct_fields__)
+
+
+@given(st.lists(st.dictionaries(undeclared, st.none() | st.integers() | st.lists(st.text())), min_size=1, max_size=5))
+def test_names_that_are_not_declared_change_nothing(others: list[dict[str, Any]]) -> None:
+    """Whatever they are and hold, each is told once, and the candidates are read as without them."""
+    sent = [{"id": str(place), "features": {"urgency": place} | other} for place, other in enumerate(others)]
+    payload = body(candidates=sent)
+    asked = decode(payload)
+    assert [features.urgency for features in asked.features] == list(range(len(others)))  # type: ignore[attr-defined]
+    assert sorted(unknown_names(payload, asked)) == sorted({name for other in others for name in other})
+
+
 def test_unknown_names_that_are_no_text_stay_unnamed() -> None:
     """Such a name is passed over like any other by who answers, so it is no reason to refuse the request."""
     payload = body().replace(b'"urgency"', b'"\xff": 1, "urgency"')
