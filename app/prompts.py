@@ -10,7 +10,7 @@ prompts/catalog.py knows what is served, prompts/selection.py which version answ
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -18,7 +18,7 @@ import attrs
 from app.settings import Settings
 from models.errors import StoreError
 from prompts.catalog import Catalog
-from prompts.gateway import Gateway, GatewayConfig
+from prompts.gateway import Gateway, GatewayConfig, GatewayHealth
 from prompts.registry import SHIPPED
 from prompts.releases import DEFAULTS_RECORD, RECORD, read_releases, record_releases
 from prompts.selection import FALLBACK, check_defaults, default_problems
@@ -83,9 +83,7 @@ def with_prompts(health: Health, catalog: Catalog, settings: Settings, gateway: 
         gateway=LlmHealth(**attrs.asdict(calls)) if calls else None,
     )
     reasons = _problems(catalog, settings)
-    reasons += (
-        [f"gateway: model {model} failed lately and is left alone" for model in calls.open_models] if calls else []
-    )
+    reasons += _gateway_reasons(calls) if calls else []
     return with_reasons(attrs.evolve(health, prompts=shown), reasons)
 
 
@@ -114,6 +112,14 @@ def _problems(catalog: Catalog, settings: Settings) -> list[str]:
 def _log_problems(problems: Iterable[str]) -> None:
     for problem in problems:
         log.error("prompt variant not served", extra={"fields": {"error": problem}})
+
+
+def _gateway_reasons(calls: GatewayHealth) -> Iterator[str]:
+    for model in calls.open_models:
+        yield f"gateway: model {model} failed lately and is left alone"
+    for model, detail in calls.refused_models.items():
+        hint = "check LITELLM_URL, LITELLM_API_KEY and the model's name"
+        yield f"gateway: model {model} is refused ({detail}): {hint}"
 
 
 async def _follow(catalog: Catalog, settings: Settings, every_s: float) -> None:

@@ -40,11 +40,28 @@ class Attempts:
         self.ledger = ledger
         self.clock = clock
         self._breakers: dict[str, Breaker] = {}
+        self._refusals: dict[str, tuple[int, str]] = {}
 
     def open_models(self) -> tuple[str, ...]:
         """The models that are left alone at the moment."""
         now = self.clock()
         return tuple(sorted(model for model, breaker in self._breakers.items() if breaker.state(now) == "open"))
+
+    def refused_models(self) -> dict[str, str]:
+        """The models that were refused many times in a row, and what the gateway said last."""
+        least = self.config.failures_in_row
+        return {model: detail for model, (count, detail) in sorted(self._refusals.items()) if count >= least}
+
+    def note_refusal(self, model: str, detail: str) -> None:
+        """Counts one more in a row; a wrong key or name refuses all, and a request that one alone is."""
+        count = self._refusals.get(model, (0, ""))[0] + 1
+        self._refusals[model] = count, detail
+        if count == 1:
+            log.warning("the LLM gateway refuses a call", extra={"fields": {"model": model, "detail": detail}})
+
+    def end_refusals(self, model: str) -> None:
+        """There was an answer."""
+        self._refusals.pop(model, None)
 
     def begin(self, call: Call, deadline: Deadline) -> "Attempt":
         """Starts an attempt.
@@ -75,6 +92,7 @@ class Attempt:
         """The answer is whole; without a usable count it is an estimate."""
         if self._settle():
             self._record(is_good=True)
+            self._attempts.end_refusals(self._call.model)
             if usage is None:
                 self._estimate(has_begun=True)
             else:
@@ -85,6 +103,8 @@ class Attempt:
         if self._settle():
             if error.reason not in FREE:
                 self._estimate(has_begun=self.has_begun)
+            if error.reason == "refused":
+                self._attempts.note_refusal(self._call.model, error.detail)
             if self._record(is_good=error.reason == "refused"):
                 fields = {"model": self._call.model, "reason": error.reason, "detail": error.detail}
                 fields["open_s"] = f"{self._attempts.config.open_s:g}"

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -60,9 +60,15 @@ class GatewayConfig:
 
 @attrs.frozen(kw_only=True)
 class GatewayHealth:
-    """How the calls are at the moment; ``open_models`` failed lately and are left alone."""
+    """How the calls are at the moment.
+
+    Args:
+        open_models: failed lately and are left alone.
+        refused_models: were refused many times in a row, each with what the gateway said last.
+    """
 
     open_models: tuple[str, ...]
+    refused_models: Mapping[str, str]
     running: int
     waiting: int
 
@@ -82,8 +88,12 @@ class Gateway:
 
     def health(self) -> GatewayHealth:
         """What ``/health`` may show; neither the gateway's address nor its key is in it."""
-        slots = self._slots
-        return GatewayHealth(open_models=self._attempts.open_models(), running=slots.running, waiting=slots.waiting)
+        return GatewayHealth(
+            open_models=self._attempts.open_models(),
+            refused_models=self._attempts.refused_models(),
+            running=self._slots.running,
+            waiting=self._slots.waiting,
+        )
 
     def usage_most(self, messages: Messages, hints: Hints) -> Usage:
         """What asking for these can't exceed, every attempt counted, where no more is known of it."""

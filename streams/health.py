@@ -6,7 +6,7 @@ the result.
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import attrs
@@ -99,9 +99,15 @@ class DecisionHealth:
 
 @attrs.frozen(kw_only=True)
 class LlmHealth:
-    """The calls of the LLM gateway; ``open_models`` failed lately and are left alone."""
+    """The calls of the LLM gateway.
+
+    Args:
+        open_models: failed lately and are left alone.
+        refused_models: were refused many times in a row, each with what the gateway said last.
+    """
 
     open_models: tuple[str, ...]
+    refused_models: Mapping[str, str]
     running: int
     waiting: int
 

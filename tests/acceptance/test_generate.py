@@ -65,7 +65,7 @@ async def test_a_worker_asks_its_gateway_and_says_how_it_went(tmp_path: Path) ->
             assert 'tipstream_llm_tokens_total{counted="yes",kind="prompt",model="tips"} 11.0' in metrics
             assert 'tipstream_generations_total{fallback="none",version="v1"} 1.0' in metrics
             health = await worker.health()
-            assert health["prompts"]["gateway"] == {"open_models": [], "running": 0, "waiting": 0}
+            assert health["prompts"]["gateway"] == {"open_models": [], "refused_models": {}, "running": 0, "waiting": 0}
             said = json.dumps([answer, health, worker.logs, worker.noise]) + metrics
             assert SECRET not in said + (await run_app("settings", worker=worker)).out
 

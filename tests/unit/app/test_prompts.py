@@ -7,10 +7,13 @@ from pathlib import Path
 import attrs
 import pytest
 from harness import wait_until
+from llm_kit import FakeModel, Reply
 
-from app.prompts import open_catalog, running_catalog, with_prompts
+from app.prompts import gateway_config, open_catalog, running_catalog, with_prompts
 from app.settings import Settings
-from models.errors import SettingsError
+from models.errors import GatewayError, SettingsError
+from prompts.gateway import Gateway
+from prompts.registry import Hints, Messages
 from streams.health import Health, NatsHealth, PromptHealth, StateHealth
 
 FILE = (
@@ -143,3 +146,18 @@ def test_health_has_versions_and_reasons(settings: Settings) -> None:
     bad = with_prompts(HEALTH, catalog, chosen, None)
     assert (bad.status, len(bad.reasons), "was released" in bad.reasons[0]) == ("degraded", 2, True)
     assert bad.reasons[1].startswith("DEFAULT_PROMPT_VERSION: there is no variant 'v4' any more")
+
+
+async def test_health_tells_of_a_gateway_that_refuses(settings: Settings) -> None:
+    """A wrong key, which every tip hides behind its template, is a reason, and says what to look at."""
+    async with FakeModel(tips=[Reply(status=401)] * 5) as model:
+        config = gateway_config(attrs.evolve(settings, litellm_url=model.url))
+        assert config
+        async with Gateway(config) as gateway:
+            for number in range(5):
+                messages = Messages(system="Greet.", user=f"{number}")
+                with pytest.raises(GatewayError):
+                    await gateway.complete(messages, model="tips", hints=Hints(), deadline_s=10)
+            health = with_prompts(HEALTH, open_catalog(settings, []), settings, gateway)
+    said = "gateway: model tips is refused (status 401): check LITELLM_URL, LITELLM_API_KEY and the model's name"
+    assert (health.status, health.reasons) == ("degraded", [said])

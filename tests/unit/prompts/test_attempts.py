@@ -94,6 +94,20 @@ def test_attempt_that_is_refused_is_no_failure_of_the_gateway() -> None:
     assert attempts.open_models() == ()
 
 
+def test_attempts_tell_of_a_gateway_that_refuses(caplog: pytest.LogCaptureFixture) -> None:
+    """The first refusal is logged, several in a row are a state, and an answer ends it: a wrong key is never silent."""
+    attempts, _ = made()
+    with caplog.at_level(logging.WARNING):
+        fail(attempts, "refused")
+        assert attempts.refused_models() == {}
+        fail(attempts, "refused")
+    assert attempts.refused_models() == {"m": "x"}
+    assert [record.__dict__["fields"] for record in caplog.records] == [{"model": "m", "detail": "x"}]
+    with attempts.begin(CALL, LATER) as attempt:
+        attempt.succeed(USAGE)
+    assert attempts.refused_models() == {}
+
+
 def test_attempt_that_is_left_is_an_estimate_and_no_verdict() -> None:
     """A caller that goes away costs up to the bound, and says nothing about the model."""
     attempts, _ = made()

@@ -283,7 +283,7 @@ async def test_gateway_leaves_a_model_alone_that_fails(is_stream: bool, deadline
         for _ in range(3):
             assert (await failure(gateway, is_stream=is_stream, deadline_s=deadline_s)).reason != "open"
         assert (await failure(gateway, is_stream=is_stream)).reason == "open"
-        assert gateway.health() == GatewayHealth(open_models=("m",), running=0, waiting=0)
+        assert gateway.health() == GatewayHealth(open_models=("m",), refused_models={}, running=0, waiting=0)
         assert (await gateway.complete(MESSAGES, model="other", hints=HINTS, deadline_s=9)).text == TEXT
     assert [seen.body["model"] for seen in model.seen][-1] == "other"
     assert len(model.seen) <= 4
@@ -294,7 +294,9 @@ async def test_gateway_refuses_more_than_runs_and_waits() -> None:
     hold = asyncio.Event()
     async with between({"m": [Reply(hold=hold)]}, max_concurrent=1, max_waiting=1) as (gateway, _):
         tasks = [asyncio.create_task(ask(gateway, user=f"{number}")) for number in range(2)]
-        await wait_until(lambda: gateway.health() == GatewayHealth(open_models=(), running=1, waiting=1))
+        await wait_until(
+            lambda: gateway.health() == GatewayHealth(open_models=(), refused_models={}, running=1, waiting=1)
+        )
         assert (await failure(gateway, is_stream=True)).reason == "overloaded"
         hold.set()
         assert [(await task).text for task in tasks] == [TEXT, TEXT]
@@ -394,7 +396,7 @@ async def test_listener_that_leaves_ends_the_stream(way: str) -> None:
         await asyncio.gather(asyncio.create_task(leave(gateway)), return_exceptions=True)
         begun = Usage(prompt_tokens=1, completion_tokens=1)
         assert tokens(gateway) == ModelTokens(estimated_calls=1, least=begun, most=MOST)
-        assert gateway.health() == GatewayHealth(open_models=(), running=0, waiting=0)
+        assert gateway.health() == GatewayHealth(open_models=(), refused_models={}, running=0, waiting=0)
         await wait_until(lambda: model.endings("left"))
 
 
