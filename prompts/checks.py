@@ -28,7 +28,11 @@ _ITEM = re.compile(r"^(?:[-*+•–]|[0-9]{1,2}[.)]) +", re.MULTILINE)
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()]*\)")
 _EMPHASIS = re.compile(r"(?<![^\W_])(\*{1,3}|_{1,3}|~~)(?=\S)([^*_~]+?)(?<=\S)\1(?![^\W_])")
 _MARKUP = re.compile(r"<(?:!--|[/!?]?[a-z])|&(?:[a-z][a-z0-9]*|#[0-9]+|#x[0-9a-f]+);|`|\*\*|__|~~|\]\(", re.IGNORECASE)
-_ADDRESS = re.compile(r"://|\bwww\.|\bmailto:|\bjavascript:", re.IGNORECASE)
+_ADDRESS = re.compile(
+    r"://|\bwww\.|\bmailto:|\bjavascript:|\w@\w"
+    r"|\w\.(?:app|biz|co|com|dev|info|io|net|org|xyz)\b|\w\.[a-z]{2,24}/",  # what an app makes a link of by itself
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)]*(?=\s+[^\sa-z]|\s*$)")
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|approx|no|mr|mrs|ms|dr|[a-z]))\.$", re.IGNORECASE)
 

@@ -74,6 +74,7 @@ def test_tip_is_repaired_in_several_ways() -> None:
         "Down 7.5, and 8 if you round, in thirty days.",
         "Two of three tasks wait since 9 am.",
         "Öffne eine Aufgabe — jetzt.",
+        "Open plan.md and/or notes.txt, e.g. in Node.js.",
     ],
 )
 def test_tip_that_is_fine_is_left_alone(text: str) -> None:
@@ -92,6 +93,9 @@ FAILED = {
     "onion": ("".join("*_"[i % 2] for i in range(30)) + "x" + "".join("_*"[i % 2] for i in range(30)), "markup"),
     "address": ("See https://x.example now.", "link"),
     "www": ("See www.example.org now.", "link"),
+    "domain": ("Claim your prize at evil-tips.com today.", "link"),
+    "path": ("Open bit.ly/free and log in.", "link"),
+    "mail": ("Send your list to a.b@example.org.", "link"),
     "long": ("word " * 30, "length"),
     "endless": ("x" * (INPUT_CHARS + 1), "length"),
     "number": ("You have 4 tasks.", "numbers"),
