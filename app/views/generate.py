@@ -30,7 +30,7 @@ LOOK_S = 0.25
 
 
 @attrs.frozen(kw_only=True)
-class _GenerateBody(GenerateRequest):
+class GenerateBody(GenerateRequest):
     """The body, as the document describes it."""
 
     profile_features: ProfileFeatures | None = None  # type: ignore[assignment]  # it is decoded by itself
@@ -152,7 +152,7 @@ OPERATIONS = (
             ),
         ),
         body=Body(
-            type=_GenerateBody,
+            type=GenerateBody,
             example={
                 "user_id": "u-1",
                 "signals": ["completed 3 tasks this morning"],

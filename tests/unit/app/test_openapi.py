@@ -86,6 +86,11 @@ def examples_in(node: Any) -> Any:
             yield from examples_in(inner)
 
 
+def test_document_names_its_schemas_for_clients(tmp_path: Path) -> None:
+    """A name becomes a type of a client's code, so none begins like a private one of ours."""
+    assert [name for name in document_of(tmp_path)["components"]["schemas"] if not name[0].isupper()] == []
+
+
 def test_document_gives_every_operation_an_id_of_its_own(tmp_path: Path) -> None:
     """Programs that make clients name a function after it."""
     paths = document_of(tmp_path)["paths"].values()
