@@ -146,7 +146,7 @@ class Catalog:
                     known = load_file(file, stamp, known)
                 if stamp:
                     seen[file] = stamp
-                elif known is None:
+                else:
                     problems.append(f"prompt {file}: can't be read")  # a link to nowhere, or it has just been removed
                 if known:
                     loaded[file] = known

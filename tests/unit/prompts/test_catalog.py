@@ -287,6 +287,17 @@ def test_catalog_ignores_files_of_editors_and_names_a_broken_link(folder: Folder
     assert folder.open().problems == (f"prompt {folder.path}/v4.j2: can't be read",)
 
 
+def test_catalog_keeps_the_old_one_when_its_link_breaks(folder: Folder) -> None:
+    """What was good goes on, and is told, for the next start will not have it."""
+    folder.write("v4", name="v4.txt")
+    link = folder.path / "v4.j2"
+    link.symlink_to("v4.txt")
+    catalog = folder.open()
+    (folder.path / "v4.txt").unlink()
+    catalog.refresh()
+    assert ("v4" in catalog.variants, catalog.problems) == (True, (f"prompt {link}: can't be read",))
+
+
 def test_catalog_tells_that_it_can_not_record(folder: Folder) -> None:
     """A release that can't be written holds in this process; at the next start a bad record stops it."""
     folder.write("v4")
