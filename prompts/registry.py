@@ -11,6 +11,7 @@ prompts/catalog.py finds it while the process runs.
 import difflib
 import hashlib
 import re
+import stat
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ SHIPPED = Path(__file__).parent / "templates"
 FENCE = "---"
 USER_MARK = "--- user"
 MIN_CHARS = 20
+MAX_BYTES = 65_536
+"""Of a file; compiling a longer one would hold up everything else."""
 PROMPT_CHARS = 50_000
 """What both messages together may have with a sample."""
 SAMPLE_CPU_S = 0.1
@@ -168,17 +171,28 @@ def load_variant(file: Path, *, samples: Samples | None = None) -> Variant:
     Raises:
         DeclarationError: it can't be used; names the file, and the key or the line.
     """
+    content = _content(file)
     try:
-        content = file.read_bytes()
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
-    except OSError as error:
-        _refuse(file, f"can't be read ({error.strerror})")
     except UnicodeDecodeError:
         _refuse(file, "expected UTF-8")
     try:
         return _variant(file, text, hashlib.sha256(content).hexdigest()[:12], samples)
     except (RecursionError, SyntaxError):  # of the YAML, of the template, or of the code that Jinja2 makes of it
         _refuse(file, "nested too deeply")
+
+
+def _content(file: Path) -> bytes:
+    """The bytes of a file; reading a pipe or a device might never end."""
+    try:
+        found = file.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            _refuse(file, "can't be read (no file with a content)")
+        if found.st_size > MAX_BYTES:
+            _refuse(file, f"expected at most {MAX_BYTES} bytes, got {found.st_size}")
+        return file.read_bytes()
+    except OSError as error:
+        _refuse(file, f"can't be read ({error.strerror})")
 
 
 def _variant(file: Path, text: str, content_hash: str, samples: Samples | None) -> Variant:
@@ -333,7 +347,16 @@ def _compiled(file: Path, source: str, variables: Iterable[str]) -> jinja2.Templ
         _refuse(file, str(error.message), line=error.lineno)
     for node in tree.find_all(_OTHER_FILES):
         _refuse(file, f"a variant is one file: {type(node).__name__.lower()} can't be used", line=node.lineno)
+    _check_names(file, tree, environment)
     for name in sorted(jinja2.meta.find_undeclared_variables(tree) - set(variables)):
         lines = [node.lineno for node in tree.find_all(jinja2.nodes.Name) if node.name == name]
         _refuse(file, f"variable {name!r} is used and not declared under variables", line=min(lines, default=None))
     return jinja2.Template.from_code(environment, code, environment.globals)
+
+
+def _check_names(file: Path, tree: jinja2.nodes.Template, environment: jinja2.Environment) -> None:
+    """Refuses unknown filters and tests; inside of a condition Jinja2 would tell them when it is met."""
+    for node in tree.find_all((jinja2.nodes.Filter, jinja2.nodes.Test)):
+        kind = "filter" if isinstance(node, jinja2.nodes.Filter) else "test"
+        if node.name not in (environment.filters if kind == "filter" else environment.tests):
+            _refuse(file, f"No {kind} named {node.name!r}.", line=node.lineno)

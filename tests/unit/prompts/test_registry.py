@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,9 @@ REFUSED = {
     "syntax": (changed("{{ name }}", "{% if name %}"), ":13: Unexpected end of template"),
     "syntax-system": (changed("Greet.", "Greet {{ }}."), ":11: Expected an expression"),
     "filter": (changed("{{ name }}", "{{ name | loud }}"), ":13: No filter named 'loud'"),
+    "filter-inside": (changed("{{ name }}", "{% if 1 %}{{ name | loud }}{% endif %}"), ":13: No filter named 'loud'"),
+    "test-inside": (changed("{{ name }}", "{% if 1 %}{{ name is loud }}{% endif %}"), ":13: No test named 'loud'"),
+    "too-long": (GOOD + "x" * 65_536, ": expected at most 65536 bytes, got 65"),
     "deep-yaml": (changed("A test.", "[" * 3000), ": nested too deeply"),
     "deep-expression": (changed("name }}", "(" * 3000 + "1" + ")" * 3000 + " }}"), ": nested too deeply"),
     "deep-blocks": (changed("{{ name }}", "{% for x in [1] %}" * 25 + "{% endfor %}" * 25), ": nested too deeply"),
@@ -238,6 +242,15 @@ def test_variant_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.j2").mkdir()
     with pytest.raises(DeclarationError, match=r"a\.j2: can't be read \(Is a directory\)"):
         load_variants([tmp_path])
+
+
+def test_variant_that_never_ends_is_refused(tmp_path: Path) -> None:
+    """A pipe is not waited for, and a device is not read."""
+    os.mkfifo(tmp_path / "a.j2")
+    (tmp_path / "b.j2").symlink_to("/dev/zero")
+    for name in ("a.j2", "b.j2"):
+        with pytest.raises(DeclarationError, match=rf"{name}: can't be read \(no file with a content\)"):
+            load_variant(tmp_path / name)
 
 
 def test_variants_come_from_several_folders(tmp_path: Path) -> None:
