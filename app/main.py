@@ -67,6 +67,8 @@ SITE_S = 2.0
 LINGER_S = 1.0
 """How long the rest of a body is read that was refused before its end, so that its sender sees the answer."""
 STUCK_S = 1.0
+BACKLOG = 1024
+"""Connections that the system takes for a busy loop; one more is dropped, and its client tries again after a second."""
 
 
 class App:
@@ -393,7 +395,7 @@ def bind(settings: Settings) -> socket.socket:
     host, port = settings.http_host, settings.http_port
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=512)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]  # Python adds the address once more
         if error.errno == errno.EADDRNOTAVAIL or (error.errno or 0) < 0:  # below 0: the name is not known
@@ -424,7 +426,7 @@ async def run(settings: Settings) -> None:
     )
     await runner.setup()
     try:
-        await web.SockSite(runner, listening).start()
+        await web.SockSite(runner, listening, backlog=BACKLOG).start()
         _announce(app, listening)
         ends = [asyncio.create_task(stop.wait()), asyncio.create_task(app.ended.wait())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -1,5 +1,7 @@
 """HTTP as a caller meets it: problem documents, ids, tokens, odd keys, and addresses that can't be had."""
 
+import contextlib
+import signal
 import socket
 from pathlib import Path
 from urllib.parse import quote
@@ -51,6 +53,18 @@ async def test_http_with_tokens_opens_what_each_may_see(tmp_path: Path) -> None:
             headers = {"Authorization": f"Bearer {token}"} if token else {}
             assert (await worker.get(path, **headers)).status == 200, path
         assert is_problem(await worker.get("/state/user_sync/x", Authorization=f"Bearer {UI}"), 404)
+
+
+async def test_http_takes_a_burst_of_clients_while_the_loop_stands_still(tmp_path: Path) -> None:
+    """Clients who come at once wait in the system's queue, instead of being dropped to try again a second later."""
+    with Worker(tmp_path, NATS_URL="") as worker, contextlib.ExitStack() as clients:
+        await worker.start()
+        worker.signal(signal.SIGSTOP)
+        port = int(worker.http.rpartition(":")[2])
+        for _ in range(400):
+            clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+        worker.signal(signal.SIGCONT)
+        assert (await worker.get("/health/live")).status == 200
 
 
 async def test_http_keeps_odd_keys_apart(tmp_path: Path, nats_server: NatsServer) -> None:
