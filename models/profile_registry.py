@@ -15,7 +15,7 @@ import attrs
 
 from models.errors import ContractError
 from models.profile_schema import PROFILE, ProfileFeature
-from models.typescript import Group, Item, Token, groups_of, is_key, is_sign, is_word, parse, parts_of
+from models.typescript import Group, Item, Token, groups_of, is_key, is_sign, is_word, parse, parts_of, without_modifier
 
 Problem = Literal["missing there", "unknown there", "dtype differs", "twice there"]
 
@@ -106,13 +106,22 @@ def read_entries(source: str, known: Collection[str]) -> list[Entry]:
     lists = [_Reading(constants, known).entries_of(group) for group in groups_of(root) if group.opening in ("[", "{")]
     lists = [entries for entries in lists if any(_counts(entry, known) for entry in entries)]
     if not lists:
-        expected = "an array of objects with name and dtype, or an object of them by name"
-        raise ContractError(1, f"no feature was found: expected {expected}")
+        raise _nothing_found(root, known)
     chosen = max(lists, key=lambda entries: _rank(entries, known))
     for entry in chosen:
         if entry.problem:
             raise ContractError(entry.line, entry.problem)
     return chosen
+
+
+def _nothing_found(root: Group, known: Collection[str]) -> ContractError:
+    """Says what was looked for; where one of our names stands, that this is none."""
+    items = (item for group in groups_of(root) for item in group.items)
+    ours = [item for item in items if isinstance(item, Token) and item.text in known]
+    first = min(ours, key=lambda token: token.line, default=None)
+    line, where = (1, "") if first is None else (first.line, f", though {first.text} stands here")
+    expected = "an array of objects with name and dtype, or an object of them by name"
+    return ContractError(line, f"no feature was found{where}: expected {expected}")
 
 
 def _counts(entry: Entry, known: Collection[str]) -> bool:
@@ -172,12 +181,11 @@ class _Reading:
             return []
         key, items = property_
         value = self._value_of(items)
-        if value is not None:
-            return self._of_literal(value, key) or self._untold(key.line, [key])
+        found = [] if value is None else self._of_literal(value, key)
         dtype = _type_of(items)
-        if dtype in _DTYPES.values():
+        if not found and dtype in _DTYPES.values():  # also a call that was given options: z.number({message: "…"})
             return [Entry(name=key.text, dtype=dtype, line=key.line, is_short=True)]
-        return self._untold(key.line, [key])
+        return found or self._untold(key.line, [key])
 
     def _untold(self, line: int, names: Sequence[Item]) -> list[Entry]:
         """Something that has one of our names, but nothing that could be read as its type."""
@@ -252,8 +260,7 @@ def _own_facts(value: Group) -> dict[str, Sequence[Item]]:
 
 def _property_of(part: Sequence[Item]) -> tuple[Token, Sequence[Item]] | None:
     """A property's key and what stands behind its colon; None for anything else."""
-    while part and is_word(part[0], "readonly") and not is_key(part):
-        part = part[1:]
+    part = without_modifier(part)
     if not is_key(part):
         return None
     key = part[0]

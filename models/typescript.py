@@ -103,7 +103,8 @@ def parts_of(group: Group) -> Iterator[Sequence[Item]]:
             yield part
             part = []
             continue
-        if part and group.opening == "{" and _begins_line(part[-1], item) and is_key(group.items[place : place + 3]):
+        is_new_line = group.opening == "{" and part and _begins_line(part[-1], item)
+        if is_new_line and is_key(without_modifier(group.items[place : place + 4])):
             yield part
             part = []
         part.append(item)
@@ -116,6 +117,11 @@ def is_key(items: Sequence[Item]) -> bool:
         return False
     after = items[2:3] if len(items) > 1 and is_sign(items[1], "?") else items[1:2]
     return bool(after) and is_sign(after[0], ":")
+
+
+def without_modifier(items: Sequence[Item]) -> Sequence[Item]:
+    """A property without the ``readonly`` before its name; one whose name that is stays as it is."""
+    return items[1:] if items and is_word(items[0], "readonly") and not is_key(items) else items
 
 
 def is_sign(item: Item, *texts: str) -> bool:

@@ -37,6 +37,9 @@ SAME = {
     "feature({name: 'tip_count', dtype: 'int'}), (({name: 'is_new', dtype: 'bool'}))]);",
     "short": "const F = {rate_7d: 'float', tip_count: 'int', is_new: 'bool'} as const;",
     "interface": "interface F {\n  readonly rate_7d: number | null\n  tip_count?: null | number\n  is_new: boolean }",
+    "readonly": "type F = {\n readonly rate_7d: number | null\nreadonly tip_count?: number\n readonly is_new: boolean}",
+    "options": "const F = z.object({rate_7d: z.number({message: 'a rate'}), tip_count: z.number({}).int().nullish(), "
+    "is_new: f.bool({unit: 'flag'})})",
     "semicolons": "type F = { rate_7d: number; tip_count?: number | null; is_new: boolean | undefined; };",
     "zod": "const F = z.object({rate_7d: z.number().min(0), tip_count: z.number().int(), is_new: z.boolean()})",
     "nested": "const R = {rates: {rate_7d: {type: 'float'}}, rest: [{name: 'tip_count', type: 'int'}, "
@@ -140,7 +143,16 @@ def test_registry_without_any_of_our_names_is_all_different() -> None:
     [
         ("", 1, "no feature was found: expected an array of objects"),
         ("export interface Spec { name: string; low: number }", 1, "no feature was found"),
-        ("const D = {rate_7d: 0, tip_count: 1};", 1, "no feature was found"),
+        (
+            "const D = {rate_7d: 0, tip_count: 1};",
+            1,
+            "no feature was found, though rate_7d stands here: expected an",
+        ),
+        (
+            "enum F {\n Rate = 'rate_7d',\n Count = 'tip_count',\n}",
+            2,
+            "no feature was found, though rate_7d stands here",
+        ),
         ("const F = [RATE,\n{name: NAMES.count, type: 'int'}]", 2, "name: expected a name"),
         (
             "const F = [RATE,\n{name: `${x}_7d`, type: 'int'}]",

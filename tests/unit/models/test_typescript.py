@@ -70,6 +70,7 @@ def test_what_is_no_typescript_is_named_with_its_line(source: str, line: int, pr
         ("{a: 1, b: 2}", [3, 3]),
         ("{a: 1; b?: 2;}", [3, 4, 0]),
         ("{\n  a: string\n  b?: number | null\n  'c': X[]\n}", [3, 6, 4]),
+        ("{\n  readonly a: string\n  readonly b?: X\n  readonly: boolean\n}", [4, 5, 3]),
         ("{a: [\n1\n]\nb: 2}", [3, 3]),
         ("{a:\n  b ? c :\n  d}", [7]),
         ("{a: b ?\n  c : d}", [7]),
