@@ -113,7 +113,9 @@ class ModelServing:
         )
 
     def served(self) -> ServedModels:
-        """What answers in the place of the champion."""
+        """What answers in the place of the champion; nothing does where no models are looked for."""
+        if self._source is None:
+            return {}
         model = self.scorer.model
         return {CHAMPION: ServedModel(version=model.version if model else None, reason=self.problem)}
 
@@ -171,7 +173,9 @@ class ModelServing:
             self._seen = None  # the next look says how it is without the training
         if failure and self.scorer.model is None:
             self._failure = failure
-            self.problem = f"there is no model: the starter model could not be trained ({failure})"
+            what = f"the starter model could not be trained ({failure})"
+            self.problem = f"there is no model: {what}: see 'models train --simulated --promote'"
+            log.error("the starter model could not be trained", extra={"fields": {"error": failure}})
 
     async def _look(self, source: ModelSource) -> None:
         try:
@@ -184,7 +188,7 @@ class ModelServing:
             if version is None:
                 self._refused_at = None
                 if not self._is_training and self._failure is None:
-                    self.problem = "no version is the champion: see 'models promote'"
+                    self.problem = f"no version is the champion: see 'models promote'{self._goes_on()}"
                 return
             if self.scorer.model and self.scorer.model.version == version:
                 self._accept(None)
@@ -206,10 +210,13 @@ class ModelServing:
             self.scorer.model = model
             log.info("model serves", extra={"fields": {"model": self._name, "version": model.version}})
 
+    def _goes_on(self) -> str:
+        """What answers in spite of a problem, for the end of its sentence."""
+        return f"; version {self.scorer.model.version} goes on" if self.scorer.model else ""
+
     def _refuse(self, error: Exception) -> None:
         self._refused_at = time.monotonic()
-        goes_on = f"; version {self.scorer.model.version} goes on" if self.scorer.model else ""
-        problem = f"{error}{goes_on}"
+        problem = f"{error}{self._goes_on()}"
         if problem != self.problem:
             log.error("model refused", extra={"fields": {"error": problem}})
         self.problem = problem
@@ -247,4 +254,5 @@ async def train_starter() -> str | None:
     if process.returncode == 0:
         return None
     lines = errors.decode(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), f"exit code {process.returncode}")
+    last = next((line for line in reversed(lines) if line.strip()), f"exit code {process.returncode}")
+    return last.removeprefix("error: ")

@@ -102,6 +102,15 @@ async def test_without_a_champion_the_health_says_what_to_do(tmp_path: Path) -> 
         await until(models, version=None, reason="no version is the champion: see 'models promote'")
 
 
+async def test_a_champion_that_is_taken_away_goes_on_and_the_health_says_so(tmp_path: Path) -> None:
+    """Without an alias there is nothing to move to: what serves is named beside what a person has to do."""
+    registry = promoted(tmp_path, "1")
+    async with serving(registry) as models:
+        await until(models, version="1")
+        (registry.folder / "aliases.json").unlink()
+        await until(models, version="1", reason="no version is the champion: see 'models promote'; version 1 goes on")
+
+
 async def test_an_empty_registry_has_its_starter_trained_once(tmp_path: Path) -> None:
     """The starter is asked for once, the health says so meanwhile, and what it promotes serves."""
     registry, asked = Registry(tmp_path, NAME), []
@@ -116,14 +125,16 @@ async def test_an_empty_registry_has_its_starter_trained_once(tmp_path: Path) ->
     assert asked == ["there is no model yet: the starter model is being trained"]
 
 
-async def test_a_starter_that_fails_is_told(tmp_path: Path) -> None:
-    """What went wrong stands in the health, for a person to mend."""
+async def test_a_starter_that_fails_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What went wrong stands in the log, and in the health with what a person can do."""
 
     async def train() -> str:
         return "disk full"
 
     async with serving(Registry(tmp_path, NAME), train) as models:
-        await until(models, version=None, reason="the starter model could not be trained (disk full)")
+        told = "the starter model could not be trained (disk full): see 'models train --simulated --promote'"
+        await until(models, version=None, reason=told)
+    assert [record.fields for record in caplog.records if record.levelname == "ERROR"] == [{"error": "disk full"}]
 
 
 async def test_no_starter_where_a_version_is_refused(tmp_path: Path) -> None:
@@ -227,7 +238,7 @@ async def test_the_starters_process_tells_its_last_line(tmp_path: Path, monkeypa
     """What a real training process says of its failure is what an operator reads."""
     (tmp_path / "models").write_text("a file where the registry should be")
     monkeypatch.setenv("MODEL_REGISTRY", str(tmp_path / "models"))
-    assert "MODEL_REGISTRY: expected a folder" in (await train_starter() or "")
+    assert (await train_starter() or "").startswith("MODEL_REGISTRY: expected a folder")
 
 
 async def test_a_cancelled_starter_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,9 +255,9 @@ async def test_a_cancelled_starter_leaves_no_process(tmp_path: Path, monkeypatch
 
 
 async def test_without_a_registry_nothing_is_followed() -> None:
-    """MODEL_REGISTRY=none: no model is no fault."""
+    """MODEL_REGISTRY=none: no model is no fault, and none is on its way."""
     async with serving(None) as models:
-        assert models.health() is None
+        assert models.health() is None and models.served() == {}
 
 
 async def test_an_error_that_nobody_foresaw_is_told() -> None:
