@@ -39,6 +39,15 @@ REWARD_SUBJECT = "feedback.tip.rewarded"
 SEED = 0
 INSTEAD = "--simulated trains on a simulated world instead"
 
+REASONS = {
+    "no_model": "answered without a model",
+    "other_features": "with other features than the champion's",
+    "unsettled": "less than a day old",
+    "unrewarded": "without a reward",
+    "too_old": "older than the newest rows",
+}
+"""Why decisions were left out, in words; what is not here says it by its name."""
+
 _decode_reward = decoder_for(TipRewarded)
 
 
@@ -239,7 +248,7 @@ def _names(registry: Registry) -> tuple[str, ...]:
 
 def _counted(reason_and_count: tuple[str, int]) -> str:
     reason, count = reason_and_count
-    return f"{count} {reason.replace('_', ' ')}"
+    return f"{count} {REASONS.get(reason, reason)}"
 
 
 def _as_dict(done: Done) -> dict[str, object]:

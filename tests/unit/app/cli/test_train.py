@@ -285,9 +285,7 @@ async def test_unfair_model_says_so(bench: Bench) -> None:
     [
         pytest.param(0, 2, "no decision can be learned from (0 decisions used, 1 unreadable)", id="empty"),
         pytest.param(20, 2, "expected at least 500 rows, got", id="few"),
-        pytest.param(
-            20, 0, "no decision can be learned from (0 decisions used, 1 unreadable, 20 unsettled)", id="young"
-        ),
+        pytest.param(20, 0, "can be learned from (0 decisions used, 1 unreadable, 20 less than a day old)", id="young"),
     ],
 )
 async def test_too_little_data_is_one_line(bench: Bench, count: int, age_days: float, problem: str) -> None:
