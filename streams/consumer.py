@@ -231,7 +231,7 @@ class Consumer:
         info = await stream_info(self._broker, spec.stream)
         if info is None:
             if floor is None:
-                raise BrokerUnavailable(f"stream {spec.stream} is missing")
+                raise BrokerUnavailable(f"stream {spec.stream} is missing: 'streams apply' makes it, or says why not")
             raise AttachRefused(
                 f"stream {spec.stream} is gone, and this store has read it up to sequence {floor.seq}: restore it, or "
                 "start with another STATE_DIR and NATS_DURABLE_PREFIX"

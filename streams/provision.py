@@ -25,7 +25,9 @@ from streams.topology import (
 
 log = logging.getLogger(__name__)
 
+NO_ROOM = 10047
 STREAM_NAME_IN_USE = 10058
+MIB = 1024**2
 
 
 async def ensure_streams(
@@ -75,13 +77,26 @@ async def consumer_info(broker: Broker, stream: str, durable: str, *, timeout_s:
 
 
 async def create_stream(broker: Broker, config: Mapping[str, object]) -> None:
-    """Creates a stream; another worker that did so at the same time is no error."""
+    """Creates a stream; another worker that did so at the same time is no error.
+
+    Raises:
+        ApiError, BrokerUnavailable: the server refused, or did not answer.
+    """
     try:
         await broker.api(f"STREAM.CREATE.{config['name']}", config, timeout_s=10)
         log.info("stream created", extra={"fields": {"stream": config["name"]}})
     except ApiError as error:
         if error.code != STREAM_NAME_IN_USE:
-            raise
+            raise _explained(error, config) from error
+
+
+def _explained(error: ApiError, config: Mapping[str, object]) -> ApiError:
+    """The error with what its server leaves unsaid: how much it lacks, and what it counts as there."""
+    size = config.get("max_bytes")
+    if error.code != NO_ROOM or not isinstance(size, int):
+        return error
+    says = f"{error.description}: the stream takes {size // MIB} MiB, and a server without a limit of its own"
+    return ApiError(error.subject, error.code, f"{says} counts three quarters of the disk that is free as it starts")
 
 
 async def ensure_consumer(broker: Broker, spec: ConsumerSpec, *, store_id: str) -> tuple[Any, bool]:
@@ -242,7 +257,9 @@ async def apply(
             if step.action == "update":
                 found = (await broker.api(f"STREAM.INFO.{step.name}"))["config"]
                 wanted = found | wanted
-            await broker.api(f"STREAM.{step.action.upper()}.{step.name}", wanted, timeout_s=10)
+                await broker.api(f"STREAM.UPDATE.{step.name}", wanted, timeout_s=10)
+            else:
+                await create_stream(broker, wanted)
         else:
             spec = consumer_specs[step.name]
             config = consumer_config(spec, store_id=store_id)

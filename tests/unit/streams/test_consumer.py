@@ -320,7 +320,10 @@ async def test_missing_stream_that_was_never_read_is_waited_for() -> None:
     """Before the first attach a missing stream is no loss: the consumer waits for it."""
     async with staged(broker=FakeBroker({"STREAM.INFO.SIGNALS": NO_STREAM})) as stage:
         await wait_until(lambda: stage.consumer.reason != "not attached yet")
-        assert stage.consumer.reason == "can't attach: stream SIGNALS is missing"
+        assert (
+            stage.consumer.reason
+            == "can't attach: stream SIGNALS is missing: 'streams apply' makes it, or says why not"
+        )
         assert not stage.consumer.is_refused
         stage.broker.answers["STREAM.INFO.SIGNALS"] = stream()
         await stage.attached()

@@ -50,6 +50,15 @@ async def test_missing_stream_is_created() -> None:
     assert broker.requests("STREAM.CREATE.SIGNALS") == [wanted()]
 
 
+async def test_log_without_room_says_how_much_it_takes() -> None:
+    """The server names no figure, so the error has the log's size and what a server counts as free."""
+    no_room = ApiError("STREAM.CREATE.DECISIONS", 10047, "insufficient storage resources available")
+    broker = FakeBroker({"STREAM.INFO.DECISIONS": NO_STREAM, "STREAM.CREATE.DECISIONS": no_room})
+    steps = [Step(kind="stream", name="DECISIONS", action="create")]
+    with pytest.raises(ApiError, match="available: the stream takes 1024 MiB, and a server .* free as it starts"):
+        await apply(broker, steps, [DECISIONS], [], replicas=1, store_id="mine")  # type: ignore[arg-type]
+
+
 async def test_log_without_room_is_left_out_and_any_other_stream_is_an_error() -> None:
     """A server too small for the decisions serves the rest all the same; the streams of events are needed."""
     no_room = ApiError("", 10047, "insufficient storage resources available")
