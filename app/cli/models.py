@@ -21,12 +21,14 @@ from app.cards import (
     show_percent,
     show_range,
 )
-from app.cli.session import HasEnvironment, print_json, print_table, registry_of
+from app.cli.session import HasEnvironment, build_app, print_json, print_table, registry_of
 from app.cli.train import train_command
 from app.logs import one_line
+from app.settings import load_settings
 from models.card import Metric, Rollout
 from models.errors import ModelUnknown
 from models.registry import ALIASES, Registry
+from models.scorer import load_model
 
 SHADOW_NOTE = "shadow: kept ready for a promotion; no worker loads or checks it, and it gets no traffic"
 
@@ -92,6 +94,9 @@ def promote(obj: HasEnvironment, version: str, *, alias: str, reason: str, as_js
         raise click.UsageError("--reason: expected a text, got nothing")
     registry = registry_of(obj)
     chosen = _resolve(registry, version)
+    stored = registry.fetch(chosen)
+    features = build_app(load_settings(obj.env)).features
+    load_model(chosen, stored.artifact, stored.card, features)  # what a worker would refuse raises here
     moved = registry.promote(chosen, alias=alias, reason=reason, now=dt.datetime.now(dt.UTC))
     if as_json:
         print_json(msgspec.to_builtins({"alias": alias, "version": chosen, "rollout": moved and attrs.asdict(moved)}))

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import attrs
 import pytest
 from process_kit import invoke
-from registry_kit import NAME, NOW, artifact, card, filled_registry
+from registry_kit import INPUTS, NAME, NOW, artifact, card, filled_registry
 
+from models.card import feature_hash
 from models.errors import ModelError, SettingsError
 from models.registry import Registry
 
@@ -137,6 +139,15 @@ def test_models_promote_prints_json(env: dict[str, str]) -> None:
     )
     assert (first["alias"], first["version"], first["rollout"]["action"]) == ("champion", "2", "promote")
     assert again == {"alias": "champion", "version": "2", "rollout": None}
+
+
+def test_models_promote_refuses_what_no_worker_could_load(registry: Registry, env: dict[str, str]) -> None:
+    """A version whose feature this application does not declare is whole, and would be refused by every worker."""
+    inputs = (*INPUTS[:2], attrs.evolve(INPUTS[2], name="tip_smell"))
+    described = card(artifact(), inputs=inputs, feature_hash=feature_hash([one.name for one in inputs]))
+    error = invoke("models", "promote", registry.publish(artifact(), described), "--reason", "x", **env).exception
+    assert isinstance(error, ModelError) and str(error).startswith("model 4: card: inputs: 'tip_smell' is not declared")
+    assert dict(registry.aliases()) == {}
 
 
 def test_models_promote_refuses_what_can_not_be_served(registry: Registry, env: dict[str, str]) -> None:
