@@ -368,6 +368,7 @@ def _provide_answers(app: App) -> tuple[Scoring, Generating]:
         note_unknown=UnknownFeatures(app.metrics.count_unknown_candidate_feature, kind="candidate").note,
         features=app.features,
     )
+    app.metrics.show_degraded_scores(lambda: scoring.degraded_counts)
     return scoring, generating
 
 

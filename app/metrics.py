@@ -86,6 +86,11 @@ CANDIDATE_UNKNOWN = _counter(
     "Undeclared candidate features, looked at in one of 61 requests that have any; after 50 names: other [features]",
     labels=("feature",),
 )
+SCORES_DEGRADED = _counter(
+    "tipstream_scores_degraded_total",
+    "Answers of /score that are less than they could be, by reason [answers]",
+    labels=("reason",),
+)
 DECISIONS_PUBLISHED = _counter("tipstream_decisions_published_total", "Decisions stored by JetStream [decisions]")
 DECISIONS_DROPPED = _counter("tipstream_decisions_dropped_total", "Decisions lost [decisions]", labels=("reason",))
 DECISIONS_SAMPLED = _counter(
@@ -118,7 +123,7 @@ METRICS: tuple[MetricSpec, ...] = (
     *(PENDING, ACK_PENDING, REDELIVERED, PARKED, LAG),
     *(DECISIONS_PUBLISHED, DECISIONS_DROPPED, DECISIONS_SAMPLED, DECISIONS_BUFFERED, DECISIONS_SPOOL, DECISIONS_RATE),
     *(CONNECTED, RTT, UNHANDLED, UP_STATUS),
-    *(PROFILE_UNKNOWN, PROFILE_OUTSIDE, CANDIDATE_UNKNOWN),
+    *(PROFILE_UNKNOWN, PROFILE_OUTSIDE, CANDIDATE_UNKNOWN, SCORES_DEGRADED),
     *(GENERATIONS, GENERATION_SECONDS, FAILED_CHECKS, TOKENS),
 )
 
@@ -180,6 +185,8 @@ class Metrics:
         )
         self._tokens = _TokenCollector()
         self._registry.register(self._tokens)
+        self._degraded = _DegradedCollector()
+        self._registry.register(self._degraded)
         self._registry.register(_HealthCollector(source))
         ProcessCollector(registry=self._registry)
 
@@ -222,6 +229,10 @@ class Metrics:
         """Shows what a ledger of tokens says, read at each scrape."""
         self._tokens.source = source
 
+    def show_degraded_scores(self, source: Callable[[], Mapping[str, int]]) -> None:
+        """Shows how many answers of ``/score`` are degraded, by reason, read at each scrape; to HTTP they are ok."""
+        self._degraded.source = source
+
     def render(self) -> bytes:
         """All metrics in Prometheus' text format, version 0.0.4."""
         return generate_latest(self._registry)
@@ -242,6 +253,17 @@ class _TokenCollector(Collector):
             for kind in ("prompt", "completion")
         ]
         yield _family(TOKENS, samples)
+
+
+class _DegradedCollector(Collector):
+    """Reads the counts of degraded scores once a scrape."""
+
+    def __init__(self) -> None:
+        self.source: Callable[[], Mapping[str, int]] = dict
+
+    def collect(self) -> Iterable[Metric]:
+        """Answers by reason."""
+        yield _family(SCORES_DEGRADED, (((reason,), count) for reason, count in self.source().items()))
 
 
 class _HealthCollector(Collector):

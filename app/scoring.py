@@ -8,6 +8,7 @@ HTTP itself is app/views/score.py.
 import datetime as dt
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
@@ -75,6 +76,8 @@ class Scoring:
         self._note_unknown = note_unknown
         self._now = now
         self._features = features
+        self.degraded_counts: Counter[str] = Counter()
+        """Answers that were less than they could be, by reason."""
         self._unknown_count = 0
         self._row_problems = RowProblems()
         self._failed: set[str] = set()
@@ -142,7 +145,9 @@ class Scoring:
                 log.error("a feature can't be made and is missing", extra={"fields": {"feature": name}})
 
     def _finish(self, decided: "_Decided", scores: Scores, rate: float | None) -> bytes:
-        """Logs the decision, if it was admitted, and encodes the answer."""
+        """Logs the decision, if it was admitted, counts the answer if it is degraded, and encodes it."""
+        if scores.degraded_reason is not None:
+            self.degraded_counts[scores.degraded_reason] += 1
         model = None if scores.is_prior else decided.model
         is_logged = rate is not None and self._decisions.write(SCORE_SUBJECT, _log_entry(decided, scores, model, rate))
         asked = decided.asked

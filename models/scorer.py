@@ -153,7 +153,6 @@ class Scorer:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.model: Model | None = None
-        self.degraded_count = 0
         self.call_count = 0
         self.row_count = 0
         self._clock = clock
@@ -169,7 +168,7 @@ class Scorer:
         """
         rows = len(matrix)
         if self.waiting_rows + rows > MAX_WAITING_ROWS:
-            return self._degrade(rows, "overloaded")
+            return prior_scores(rows, "overloaded")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(model=model, matrix=matrix, deadline=deadline, answer=loop.create_future())
         self._waiting.append(waiting)
@@ -178,10 +177,6 @@ class Scorer:
             self._is_scheduled = True
             loop.call_soon(self._turn)
         return await waiting.answer
-
-    def _degrade(self, rows: int, reason: str) -> Scores:
-        self.degraded_count += 1
-        return prior_scores(rows, reason)
 
     def _turn(self) -> None:
         """Scores as much as fits into one call; the rest gets the next turn, after whatever else the loop has to do."""
@@ -204,7 +199,7 @@ class Scorer:
             if waiting.answer.done():  # its client has left
                 pass
             elif now > waiting.deadline:
-                waiting.answer.set_result(self._degrade(rows, "deadline"))
+                waiting.answer.set_result(prior_scores(rows, "deadline"))
             else:
                 cost_s = rows * waiting.model.row_s
                 if taken and (waiting.model is not taken[0].model or cost_s > budget_s):
@@ -233,7 +228,7 @@ class Scorer:
         """Gives each request its own part of the scores; without one for each row nobody's part is known."""
         if len(values) != sum(len(waiting.matrix) for waiting in taken):
             for waiting in taken:
-                waiting.answer.set_result(self._degrade(len(waiting.matrix), "model_failed"))
+                waiting.answer.set_result(prior_scores(len(waiting.matrix), "model_failed"))
             return
         start = 0
         for waiting in taken:

@@ -167,6 +167,15 @@ def test_profile_features_are_counted_by_name() -> None:
     assert shown[("tipstream_profile_features_outside_total", "preferred_hour")] == 1
 
 
+def test_degraded_scores_are_counted_by_reason() -> None:
+    """What the scoring has counted, which HTTP calls successes all the same."""
+    metrics = Metrics(FakeSource())
+    metrics.show_degraded_scores(lambda: {"deadline": 2, "no_model": 1})
+    shown = samples(metrics)
+    assert shown[("tipstream_scores_degraded_total", "deadline")] == 2
+    assert shown[("tipstream_scores_degraded_total", "no_model")] == 1
+
+
 @pytest.mark.parametrize(
     ("method", "label"), [("GET", "GET"), ("PROPFIND", "other"), ("get", "other")], ids=["usual", "unusual", "made-up"]
 )

@@ -53,6 +53,7 @@ class Service:
     has_model: bool = True
     decisions: Decisions = attrs.field(factory=Decisions)
     unknown: list[str] = attrs.field(factory=list)
+    degraded: list[str] = attrs.field(factory=list)
 
     async def answer(self, *, deadline: float = FAR, **changes: Any) -> Any:
         """The answer to a request with these fields."""
@@ -66,6 +67,7 @@ class Service:
         try:
             return json.loads(await scoring.answer(json.dumps(body).encode(), request_id="minted", deadline=deadline))
         finally:
+            self.degraded += scoring.degraded_counts.elements()
             rows.close()
 
 
@@ -126,6 +128,15 @@ async def test_past_the_deadline_no_model_is_named(service: Service) -> None:
     answer = await service.answer(deadline=0.0)
     assert (answer["model_version"], answer["degraded_reason"]) == (None, "deadline")
     assert service.decisions.written[0].feature_hash is None
+
+
+async def test_a_degraded_answer_is_counted_by_its_reason(service: Service) -> None:
+    """An answer of the model is none; the constant of a late request is one, and so is that of one without a model."""
+    await service.answer()
+    await service.answer(deadline=0.0)
+    service.has_model = False
+    await service.answer()
+    assert service.degraded == ["deadline", "no_model"]
 
 
 @pytest.mark.parametrize(
