@@ -108,9 +108,10 @@ class Scoring:
             self._note_names(body, asked)
         request_id, now = asked.request_id or request_id, self._now()
         rate = self._decisions.admit(request_id)
-        if model is None:
+        count = len(asked.ids)
+        if model is None or not self._scorer.has_room(count):  # before its features are made, which cost the most
             decided = _Decided(asked=asked, request_id=request_id, now=now)
-            return self._finish(decided, prior_scores(len(asked.ids), "no_model"), rate)
+            return self._finish(decided, prior_scores(count, "overloaded" if model else "no_model"), rate)
         rows, problem = self._fetch(asked.user_id, model)
         moment = Moment(now=now, profile=profile, context=asked.context, rows=rows.rows)
         failed: list[str] = []

@@ -160,6 +160,10 @@ class Scorer:
         self.waiting_rows = 0
         self._is_scheduled = False
 
+    def has_room(self, row_count: int) -> bool:
+        """Whether so many rows may wait beside those that do."""
+        return self.waiting_rows + row_count <= MAX_WAITING_ROWS
+
     async def score(self, model: Model, matrix: Matrix, *, deadline: float) -> Scores:
         """Scores one request with the model that it was decoded for, beside whatever waits with it.
 
@@ -167,7 +171,7 @@ class Scorer:
             The prior with a reason when too much waits already, or the deadline has passed before its turn.
         """
         rows = len(matrix)
-        if self.waiting_rows + rows > MAX_WAITING_ROWS:
+        if not self.has_room(rows):
             return prior_scores(rows, "overloaded")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(model=model, matrix=matrix, deadline=deadline, answer=loop.create_future())

@@ -16,7 +16,7 @@ from app.user_rows import UserRowReader
 from models.decisions import ScoreDecided, decode_score_decision
 from models.errors import RequestError
 from models.profile_reader import NO_PROFILE, ProfileReader, UnknownFeatures
-from models.scorer import Scorer, load_model
+from models.scorer import MAX_WAITING_ROWS, Scorer, load_model
 from models.scoring import UNKNOWN_EVERY
 from state.sqlite import SqliteStore
 
@@ -54,12 +54,15 @@ class Service:
     decisions: Decisions = attrs.field(factory=Decisions)
     unknown: list[str] = attrs.field(factory=list)
     degraded: list[str] = attrs.field(factory=list)
+    waiting_rows: int = 0
+    changes: dict[str, Any] = attrs.field(factory=dict)
 
     async def answer(self, *, deadline: float = FAR, **changes: Any) -> Any:
         """The answer to a request with these fields."""
         scorer = Scorer()
+        scorer.waiting_rows = self.waiting_rows
         if self.has_model:
-            scorer.model = load_model("4", artifact(), card(artifact()))
+            scorer.model = attrs.evolve(load_model("4", artifact(), card(artifact())), **self.changes)
         rows = UserRowReader(self.folder / "state.db")
         reader = ProfileReader(unknown=UnknownFeatures(self.unknown.append), outside=lambda name: None)
         scoring = Scoring(scorer, rows, reader.read, self.decisions, now=lambda: NOW)
@@ -128,6 +131,14 @@ async def test_past_the_deadline_no_model_is_named(service: Service) -> None:
     answer = await service.answer(deadline=0.0)
     assert (answer["model_version"], answer["degraded_reason"]) == (None, "deadline")
     assert service.decisions.written[0].feature_hash is None
+
+
+async def test_without_room_no_features_are_made(service: Service) -> None:
+    """What is refused for those that wait already costs them no more time than its answer does."""
+    service.waiting_rows, service.changes = MAX_WAITING_ROWS, {"assembler": None}
+    answer = await service.answer()
+    assert (answer["scores"], answer["degraded_reason"]) == ([{"id": "a", "score": 0.5}], "overloaded")
+    assert (answer["logged"], service.decisions.written[0].model_version) == (True, None)
 
 
 async def test_a_degraded_answer_is_counted_by_its_reason(service: Service) -> None:
