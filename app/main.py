@@ -427,6 +427,7 @@ async def run(settings: Settings) -> None:
     )
     await runner.setup()
     try:
+        await app.models.first_look()
         await web.SockSite(runner, listening, backlog=BACKLOG).start()
         _announce(app, listening)
         ends = [asyncio.create_task(stop.wait()), asyncio.create_task(app.ended.wait())]

@@ -7,6 +7,7 @@ version, a card and an alias are is models/registry.py's business; scoring is mo
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import sys
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 LOOK_S = 0.2
+FIRST_LOOK_S = 5.0
 
 Starter = Callable[[], Awaitable[str | None]]
 """Trains and promotes the first version of a registry; returns what went wrong, if anything did; may raise OSError."""
@@ -97,6 +99,7 @@ class ModelServing:
         self._refused_at: float | None = None
         self._is_training = False
         self._failure: str | None = None
+        self._has_looked = asyncio.Event()
         self.problem: str | None = "the model is being loaded"
 
     def health(self) -> ModelHealth | None:
@@ -140,8 +143,21 @@ class ModelServing:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def first_look(self, within_s: float = FIRST_LOOK_S) -> None:
+        """Waits until a champion that is there serves or is refused, so that none of the first requests lacks it.
+
+        Returns at once where no models are looked for, and after ``within_s`` seconds in any case: a registry on a disk
+        that does not answer must not keep a worker from starting.
+        """
+        if self._source:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._has_looked.wait(), within_s)
+
     async def _follow(self, source: ModelSource) -> None:
-        await self._look(source)
+        try:
+            await self._look(source)
+        finally:
+            self._has_looked.set()
         if self._train_starter and await self._awaits_starter(source):
             task = asyncio.create_task(self._start(self._train_starter), name="starter-model")
             task.add_done_callback(self._note_end)

@@ -82,6 +82,15 @@ async def test_a_promotion_under_load_drops_and_mixes_no_answer(tmp_path: Path) 
     assert {answer["model_version"] for answer in answers} == {"1", "2"}
 
 
+async def test_the_first_answer_after_a_start_is_the_champions(tmp_path: Path) -> None:
+    """A worker that says that it is ready has loaded what the alias names."""
+    filled_registry(tmp_path / "models", 1).promote("1", now=NOW)
+    with Worker(tmp_path, MODEL_REGISTRY=str(tmp_path / "models")) as worker:
+        await worker.start()
+        answer = await worker.post("/score", BODY, **PATIENT)
+    assert (answer.json["model_version"], answer.json["degraded_reason"]) == ("1", None)
+
+
 async def test_a_tampered_version_is_refused_and_the_old_model_goes_on(tmp_path: Path) -> None:
     """Neither a command nor a hand that moves the alias makes a changed artifact serve."""
     registry = filled_registry(tmp_path / "models", 2)

@@ -96,6 +96,35 @@ async def test_a_version_that_this_application_can_not_read_is_refused(tmp_path:
         await until(models, version=None, reason="'tip_length_chars' is not declared in this version")
 
 
+async def test_after_the_first_look_the_champion_serves(tmp_path: Path) -> None:
+    """Whoever waits for it finds the model in its place."""
+    async with serving(promoted(tmp_path, "1")) as models:
+        await models.first_look()
+        assert models.scorer.model is not None and models.scorer.model.version == "1"
+
+
+async def test_the_first_look_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    """A registry that does not answer is waited for no longer than that; its model serves once it does."""
+    registry = filled_registry(tmp_path, 1)
+    pipe = registry.folder / "aliases.json"
+    os.mkfifo(pipe)  # who reads it waits until somebody writes
+    async with serving(registry) as models:
+        await models.first_look(within_s=0.01)
+        assert models.problem == "the model is being loaded"
+        writer = await asyncio.to_thread(pipe.open, "wb")
+        pipe.rename(tmp_path / "pipe")
+        registry.promote("1", now=NOW)
+        writer.close()
+        await until(models, version="1")
+
+
+async def test_without_a_registry_there_is_no_first_look() -> None:
+    """Nothing is waited for."""
+    async with serving(None) as models:
+        await models.first_look()
+        assert models.health() is None
+
+
 async def test_without_a_champion_the_health_says_what_to_do(tmp_path: Path) -> None:
     """Versions that nobody promoted serve nobody."""
     async with serving(filled_registry(tmp_path, 1)) as models:
