@@ -18,22 +18,34 @@ import jinja2.exceptions
 import jinja2.runtime
 import jinja2.sandbox
 
+_PADDING_METHODS = frozenset({"center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill"})
+_LEFT_OUT_FILTERS = ("batch", "center", "format", "indent", "random", "slice")
+"""Those that pad, and the one whose text is another one each time."""
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Refuses what makes a few characters of a file into gigabytes: powers, and texts or lists taken several times.
+    """Refuses what makes a number in a file into as many characters: powers, repeated texts or lists, padding.
 
-    Without an optimizer, which would carry such a thing out as soon as the file is looked at.
+    Without an optimizer, which would carry such a thing out as soon as the file is looked at. A template can still
+    double a text again and again, a line each time: who writes one is trusted not to.
     """
 
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"*", "**", "%"})
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """As the sandbox; only numbers are multiplied."""
+        """As the sandbox; only numbers are multiplied and divided."""
         if operator == "**" or not all(isinstance(value, int | float) for value in (left, right)):
             raise jinja2.exceptions.SecurityError(f"{operator!r} is for numbers, and there are no powers")
         return super().call_binop(context, operator, left, right)
+
+    def wrap_str_format(self, value: Any) -> None:
+        """No method that formats gets an exception from ``is_safe_attribute``."""
+        return
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """As the sandbox; a text pads and formats nothing."""
+        return not (isinstance(obj, str) and attr in _PADDING_METHODS) and super().is_safe_attribute(obj, attr, value)
 
 
 def sandbox() -> jinja2.Environment:
@@ -42,6 +54,8 @@ def sandbox() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, optimized=False
     )
     environment.globals.clear()
+    for name in _LEFT_OUT_FILTERS:
+        del environment.filters[name]
     environment.filters["json"] = _json
     return environment
 

@@ -19,12 +19,29 @@ def template(text: str, filename: str = "t1.j2") -> jinja2.Template:
     return jinja2.Template.from_code(environment, environment.compile(text, filename=filename), environment.globals)
 
 
-@pytest.mark.parametrize("text", ["{{ 'a' * 9 }}", "{{ [1] * 9 }}", "{{ 9 ** 9 }}"])
+@pytest.mark.parametrize("text", ["{{ 'a' * 9 }}", "{{ [1] * 9 }}", "{{ 9 ** 9 }}", "{{ '%9d' % 1 }}"])
 def test_sandbox_multiplies_numbers_alone(text: str) -> None:
     """What makes much of little is refused; a plain product is none of that."""
     with pytest.raises(SecurityError, match="is for numbers, and there are no powers"):
         template(text).render()
-    assert template("{{ 6 * 7 }}").render() == "42"
+    assert template("{{ 6 * 7 % 50 }}").render() == "42"
+
+
+@pytest.mark.parametrize("method", ["center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"])
+@pytest.mark.parametrize(
+    "way", ["'a'.{}(9)", "('a' | attr('{}'))(9)", "'a'['{}'](9)", "(['a'] | map(attribute='{}') | first)(9)"]
+)
+def test_sandbox_pads_no_text(way: str, method: str) -> None:
+    """A number in a template does not become as many characters, by whichever method and however it is reached."""
+    with pytest.raises((SecurityError, jinja2.UndefinedError), match="unsafe"):
+        template("{{ " + way.format(method) + " }}").render()
+
+
+@pytest.mark.parametrize("call", ["center(9)", "indent(9)", "format(1)", "batch(9, 'x')", "slice(9)", "random"])
+def test_sandbox_lacks_filters_that_pad_or_differ(call: str) -> None:
+    """They are unknown as soon as the file is read."""
+    with pytest.raises(jinja2.TemplateAssertionError, match="No filter named"):
+        template("{{ 'a' | " + call + " }}")
 
 
 def test_sandbox_has_no_globals() -> None:
