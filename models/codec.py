@@ -8,7 +8,6 @@ can follow (``candidates[3].id: expected str, got int``).
 import datetime as dt
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -101,15 +100,16 @@ def filled(instance: object, attribute: "attrs.Attribute[Any]", value: str) -> N
 
 @attrs.frozen
 class Between:
-    """Validator: a finite number from ``low`` to ``high``, both included; None passes."""
+    """Validator: a number from ``low`` to ``high``, both finite and included; NaN is none, None passes."""
 
     low: float
     high: float
 
     def __call__(self, instance: object, attribute: "attrs.Attribute[Any]", value: float | None) -> None:
-        """Raises ValueError for any other number."""
-        if value is not None and not (math.isfinite(value) and self.low <= value <= self.high):
-            raise ValueError(f"{attribute.name}: expected a number from {self.low:g} to {self.high:g}, got {value!r}")
+        """Raises ValueError for any other number, also for a whole one that no float can hold."""
+        if value is not None and not self.low <= value <= self.high:
+            shown = repr(value)[:40]
+            raise ValueError(f"{attribute.name}: expected a number from {self.low:g} to {self.high:g}, got {shown}")
 
 
 def between(low: float, high: float) -> Between:

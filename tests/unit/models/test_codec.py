@@ -24,6 +24,7 @@ class Whole:
     at: dt.datetime | None = attrs.field(default=None, validator=aware)
     parts: list[Part] = attrs.field(factory=list)
     by_day: dict[dt.date, int] = attrs.field(factory=dict)
+    count: int | None = attrs.field(default=None, validator=between(0, 2**53))
 
 
 decode = decoder_for(Whole)
@@ -71,6 +72,11 @@ def test_decoder_fills_defaults_and_ignores_unknown_fields() -> None:
             b'{"name":"n","parts":[{"id":"a","weight":1e999}]}',
             "parts[0].weight: number out of range",
             id="number-beyond-all-floats",
+        ),
+        pytest.param(
+            b'{"name":"n","count":1' + b"0" * 400 + b"}",
+            "count: expected a number from 0 to 9.0072e+15, got 1" + "0" * 39,
+            id="whole-number-beyond-all-floats",
         ),
         pytest.param(b'{"name":"n","by_day":{"x":1}}', "by_day (a key): invalid RFC3339 encoded date", id="dict-key"),
         pytest.param(
