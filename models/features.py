@@ -60,8 +60,8 @@ class Feature:
         name: identity, in models, cards and logs; for a candidate's feature also its name in the request.
         table: the table whose row of the user it reads; its key is the user's id.
         row: the class of that row.
-        value: makes it, None for missing; a candidate's feature is read from the request as it is. One that raises is
-            missing, and the answer is degraded.
+        value: makes it, None for missing; a candidate's feature is read from the request as it is. One that raises, or
+            makes what is no number, is missing, and the answer is degraded.
     """
 
     name: str
@@ -269,26 +269,25 @@ class Assembler:
         """
         matrix = np.empty((len(candidates), len(self.names)), dtype=np.float32)
         if self._values:
-            try:
-                shared = [value(moment) for value in self._values]
-            except Exception:  # whatever a plugin's function does; an answer without one feature is better than none
-                if failed is None:
-                    raise
-                shared = self._one_by_one(moment, failed)
-            matrix[:, self._shared] = np.array(shared, dtype=np.float32)
+            matrix[:, self._shared] = self._shared_values(moment, failed)
         if self._own_count:
             rows = np.array(list(map(msgspec.structs.astuple, candidates)), dtype=np.float32)
             matrix[:, self._own] = rows[:, : self._own_count]
         return matrix
 
-    def _one_by_one(self, moment: Moment, failed: list[str]) -> list[float | None]:
-        found: list[float | None] = []
-        for name, value in zip(self._shared_names, self._values, strict=True):
+    def _shared_values(self, moment: Moment, failed: list[str] | None) -> Matrix:
+        """What all candidates of a request have in common: (n_shared,) float32, in the order of the columns."""
+        try:
+            return np.fromiter([value(moment) for value in self._values], dtype=np.float32)
+        except Exception:  # whatever a plugin's function does; an answer without one feature is better than none
+            if failed is None:
+                raise
+        found = np.full(len(self._values), np.nan, dtype=np.float32)
+        for place, (name, value) in enumerate(zip(self._shared_names, self._values, strict=True)):
             try:
-                found.append(value(moment))
+                found[place] = value(moment)
             except Exception:  # as above
                 failed.append(name)
-                found.append(None)
         return found
 
     def matrix_of(self, candidates: Sequence[Mapping[str, float | None]], moment: Moment) -> Matrix:

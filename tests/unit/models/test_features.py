@@ -167,16 +167,22 @@ def test_the_shipped_declarations_are_sound() -> None:
     assert [problem for feature in FEATURES.values() for problem in feature_problems(feature)] == []
 
 
-def test_a_feature_whose_function_fails_is_missing_and_named() -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(lambda at: 1 / 0, id="raises"),
+        pytest.param(lambda at: "blue", id="text"),
+        pytest.param(lambda at: [1.0, 2.0], id="list"),
+        pytest.param(lambda at: 10**400, id="beyond-all-floats"),
+    ],
+)
+def test_a_feature_whose_function_fails_is_missing_and_named(value: Any) -> None:
     """The others of the request are there; whoever wants no such matrix gets the error."""
-
-    def fail(_: Moment) -> float:
-        raise ZeroDivisionError
-
-    declared = {**FEATURES, "bad": Feature(name="bad", source="context", unit="", meaning="", value=fail)}
-    assembler, failed = Assembler(["bad", "hour_local"], declared), list[str]()
+    declared = {**FEATURES, "bad": Feature(name="bad", source="context", unit="", meaning="", value=value)}
     at = moment(context=ScoreContext(utc_offset_minutes=0))
-    matrix = assembler.matrix([assembler.candidate_features()], at, failed=failed)
-    assert (math.isnan(matrix[0, 0]), matrix[0, 1], failed) == (True, 12.5, ["bad"])
-    with pytest.raises(ZeroDivisionError):
-        assembler.matrix_of([{}], at)
+    for names in (["bad", "hour_local"], ["bad"]):
+        assembler, failed = Assembler(names, declared), list[str]()
+        matrix = assembler.matrix([assembler.candidate_features()], at, failed=failed)
+        assert (math.isnan(matrix[0, 0]), matrix[0, 1:].tolist(), failed) == (True, [12.5][: len(names) - 1], ["bad"])
+        with pytest.raises((ArithmeticError, ValueError)):
+            assembler.matrix_of([{}], at)
