@@ -15,9 +15,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
+import msgspec
 import numpy as np
 
 from models.card import Card
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 CALL_BUDGET_S = 0.002
 MAX_WAITING_ROWS = 20_000
+OBJECTIVES = ("binary:logistic", "reg:logistic", "binary:hinge")
+"""What a booster may have learned: with these its scores are from 0 to 1 whatever the row."""
 _TRIAL_ROWS = 200
 
 
@@ -60,7 +63,7 @@ def load_model(version: str, artifact: bytes, card: Card, declared: Mapping[str,
 
     Raises:
         ModelError: the artifact is no booster, needs other columns than the card lists or has them in another order,
-            reads a feature that is not declared here, or gives scores outside of 0 to 1.
+            reads a feature that is not declared here, or may give scores outside of 0 to 1.
     """
     import xgboost  # it takes a quarter of a second, which a process without models never spends
 
@@ -69,6 +72,7 @@ def load_model(version: str, artifact: bytes, card: Card, declared: Mapping[str,
         booster = xgboost.Booster(model_file=bytearray(artifact))
         booster.set_param({"nthread": 1})
         columns = booster.num_features()
+        objective = msgspec.json.decode(booster.save_config())["learner"]["objective"]["name"]
     except errors as error:
         raise ModelError(version, f"artifact: XGBoost can't read it ({_first_line(error)})") from error
 
@@ -80,11 +84,8 @@ def load_model(version: str, artifact: bytes, card: Card, declared: Mapping[str,
         return scores
 
     names = [column.name for column in card.inputs]
-    if columns != len(names):
-        raise ModelError(version, f"artifact: it has {columns} columns, its card lists {len(names)} inputs")
-    for column, (own, listed) in enumerate(zip(booster.feature_names or names, names, strict=True)):
-        if own != listed:  # each value would be taken for another feature's
-            raise ModelError(version, f"artifact: its column {column} is {own!r}, its card's {listed!r}")
+    for problem in _booster_problems(columns, booster.feature_names or names, names, objective):
+        raise ModelError(version, f"artifact: {problem}")
     try:
         assembler = Assembler(names, declared)
     except ModelError as error:
@@ -97,6 +98,17 @@ def load_model(version: str, artifact: bytes, card: Card, declared: Mapping[str,
         decode=request_decoder(assembler),
         row_s=_try_out(version, predict, len(names)),
     )
+
+
+def _booster_problems(columns: int, own: Sequence[str], listed: Sequence[str], objective: str) -> Iterator[str]:
+    """What keeps a booster from scoring its card's inputs: columns in another number or order, or its objective."""
+    if columns != len(listed):
+        yield f"it has {columns} columns, its card lists {len(listed)} inputs"
+    for column, (name, expected) in enumerate(zip(own, listed, strict=False)):
+        if name != expected:  # each value would be taken for another feature's
+            yield f"its column {column} is {name!r}, its card's {expected!r}"
+    if objective not in OBJECTIVES:  # its scores may lie in the range for some rows, and leave it for others
+        yield f"expected the objective {' or '.join(OBJECTIVES)}, got {objective!r}"
 
 
 def _first_line(error: Exception) -> str:
@@ -113,7 +125,7 @@ def _try_out(version: str, predict: Callable[[Matrix], list[float]], columns: in
     took_s = time.perf_counter() - started
     is_fitting = len(scores) == _TRIAL_ROWS and all(isinstance(score, float) and 0 <= score <= 1 for score in scores)
     if not is_fitting:
-        raise ModelError(version, "artifact: expected one score from 0 to 1 a row, as a binary:logistic model gives")
+        raise ModelError(version, "artifact: expected one score from 0 to 1 a row")
     return took_s / _TRIAL_ROWS
 
 

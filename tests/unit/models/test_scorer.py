@@ -280,14 +280,13 @@ def as_card(of: bytes, **changes: Any) -> Any:
     return card(of, artifact_hash=hashlib.sha256(of).hexdigest(), **changes)
 
 
-def trained(objective: str) -> bytes:
-    """A booster whose scores are no probabilities."""
+def trained(objective: str, *, targets: int = 1, **parameters: Any) -> bytes:
+    """A booster that has learned labels of 0 and 1 in its own way."""
     import xgboost
 
-    rng = np.random.default_rng(0)
-    data = rng.random((200, 3), dtype=np.float32)
-    matrix = xgboost.DMatrix(data, label=data[:, 0] * 40, nthread=1)
-    return bytes(xgboost.train({"objective": objective, "nthread": 1}, matrix, 5).save_raw("ubj"))
+    data = np.random.default_rng(0).random((200, 3), dtype=np.float32)
+    matrix = xgboost.DMatrix(data, label=data[:, :targets] > 0.5, nthread=1)
+    return bytes(xgboost.train({"objective": objective, "nthread": 1} | parameters, matrix, 5).save_raw("ubj"))
 
 
 def test_a_loaded_model_says_what_it_is() -> None:
@@ -302,14 +301,17 @@ def test_a_loaded_model_says_what_it_is() -> None:
     [
         pytest.param(b"{L\x00\x00 no model }", "XGBoost can't read it", id="junk"),
         pytest.param(artifact()[: len(artifact()) // 2], "XGBoost can't read it", id="truncated"),
-        pytest.param(trained("reg:squarederror"), "one score from 0 to 1 a row", id="other-objective"),
+        pytest.param(trained("reg:squarederror", eta=0.1), "objective .* got 'reg:squarederror'", id="unbounded"),
+        pytest.param(trained("multi:softprob", num_class=2), "objective .* got 'multi:softprob'", id="a-score-a-class"),
+        pytest.param(trained("binary:logistic", targets=2), "one score from 0 to 1 a row", id="a-score-a-target"),
+        pytest.param(trained("binary:logistic", booster="gblinear"), "Inplace predict is not supported", id="no-trees"),
     ],
 )
 def test_an_artifact_that_can_not_score_is_refused(of: bytes, problem: str) -> None:
-    """The reason is one line that names the version."""
+    """The reason is one line that names the version; scores that lie in 0 to 1 by chance are not enough."""
     with pytest.raises(ModelError, match=problem) as caught:
         load_model("3", of, as_card(of))
-    assert str(caught.value).startswith("model 3: artifact: ")
+    assert str(caught.value).startswith("model 3: ")
     assert "\n" not in str(caught.value)
 
 
