@@ -7,7 +7,7 @@ models/training/, which is imported only when a model is trained. A new version 
 import contextlib
 import datetime as dt
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -16,12 +16,13 @@ import msgspec
 
 from app.cards import show_number, show_percent
 from app.cli.instants import InstantParam
-from app.cli.session import HasEnvironment, connected, print_json, registry_of, run_command
+from app.cli.session import HasEnvironment, build_app, connected, print_json, registry_of, run_command
 from app.settings import Settings, load_settings
 from models.card import Card, Rollout
 from models.codec import decoder_for
 from models.errors import PayloadError, StoreUnwritable, TrainingError
 from models.events import TipRewarded
+from models.features import FEATURES, Assembler, Feature
 from models.files import locked, make_folder
 from models.registry import ALIASES, STARTER_REASON, Registry
 from streams.broker import Broker
@@ -142,24 +143,31 @@ def _start(registry: Registry, asked: Asked) -> Done | None:
 def _train(settings: Settings, registry: Registry, asked: Asked) -> Done:
     if asked.is_simulated:
         return _keep(registry, _simulated(asked), asked, reason="trained with --simulated --promote")
+    declared = build_app(settings).features  # the champion may read those of plugins
     gathered = run_command(_gather(settings, registry, asked))
     left_out = {reason: count for reason, count in gathered.left_out.items() if count}
     try:
         dataset = gathered.rows.dataset(gathered.source)
-        done = _keep(registry, dataset, asked, reason="trained with --promote")
+        done = _keep(registry, dataset, asked, reason="trained with --promote", declared=declared)
     except TrainingError as error:
         there = ", ".join((f"{gathered.rows.used_count} decisions used", *map(_counted, left_out.items())))
         raise TrainingError(f"{error.problem} ({there}); {INSTEAD}") from error
     return attrs.evolve(done, left_out=left_out)
 
 
-def _keep(registry: Registry, dataset: "Dataset", asked: Asked, *, reason: str) -> Done:
+def _keep(
+    registry: Registry,
+    dataset: "Dataset",
+    asked: Asked,
+    *,
+    reason: str,
+    declared: Mapping[str, Feature] = FEATURES,
+) -> Done:
     """Learns from the rows, publishes what comes out, and promotes it if asked to."""
-    from models.features import Assembler
     from models.training.fit import Parameters, train
 
     now = dt.datetime.now(dt.UTC)
-    inputs = Assembler(dataset.names).inputs
+    inputs = Assembler(dataset.names, declared).inputs
     trained = train(dataset, name=registry.name, inputs=inputs, parameters=Parameters(seed=asked.seed), now=now)
     version = registry.publish(trained.artifact, trained.card)
     is_promoted = asked.is_promoted or asked.is_starter

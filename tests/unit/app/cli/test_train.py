@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from models.card import feature_hash
 from models.codec import encode_json
 from models.decisions import SCORE_SUBJECT, ScoreDecided, encode_decision, encode_matrix
 from models.errors import StoreUnwritable, TrainingError
-from models.features import Assembler
+from models.features import FEATURES, Assembler, Feature
 from models.files import locked
 from models.registry import Registry
 from models.training.dataset import Dataset
@@ -63,6 +63,16 @@ def logged(data: Dataset, *, last_at: float) -> Logged:
     return made, rewards
 
 
+def with_champion(folder: Path, names: Sequence[str], declared: Mapping[str, Feature] = FEATURES) -> Dataset:
+    """Promotes a model of these features, and returns the simulated rows that it has learned from."""
+    registry, now = registry_in(folder), dt.datetime.now(dt.UTC)
+    data = simulate(names, row_count=1_500).dataset
+    inputs = Assembler(names, declared).inputs
+    trained = train(data, name=registry.name, inputs=inputs, parameters=Parameters(), now=now)
+    registry.promote(registry.publish(trained.artifact, trained.card), now=now)
+    return data
+
+
 def unfair_rows() -> Dataset:
     """400 users, of whom those active at weekends are rewarded for all, and the others for one tip of ten."""
     data = simulate(STARTER_NAMES, row_count=4_000).dataset
@@ -97,9 +107,9 @@ class Bench:
         for subject in (SCORE_SUBJECT, REWARD_SUBJECT):
             await self.client.jetstream().publish(subject, b"{}")
 
-    async def run(self, *arguments: str) -> click.testing.Result:
+    async def run(self, *arguments: str, **settings: str) -> click.testing.Result:
         """Runs the command in a thread of its own, as it brings its event loop along."""
-        return await asyncio.to_thread(lambda: run(self.folder, *arguments, NATS_URL=self.url))
+        return await asyncio.to_thread(lambda: run(self.folder, *arguments, NATS_URL=self.url, **settings))
 
 
 @pytest.fixture
@@ -260,15 +270,31 @@ async def test_training_keeps_the_newest_rows(bench: Bench) -> None:
 
 async def test_training_learns_the_features_of_the_champion(bench: Bench) -> None:
     """The log is the champion's: decisions of its features are used, and those of another list are not."""
-    names, registry, now = STARTER_NAMES[:5], registry_in(bench.folder), dt.datetime.now(dt.UTC)
-    data = simulate(names, row_count=1_500).dataset
-    inputs = Assembler(names).inputs
-    trained = train(data, name=registry.name, inputs=inputs, parameters=Parameters(), now=now)
-    registry.promote(registry.publish(trained.artifact, trained.card), now=now)
+    data = with_champion(bench.folder, STARTER_NAMES[:5])
     await bench.fill(3, last_at=time.time() - 9 * DAY_S)
     await bench.store(logged(data, last_at=time.time() - 2 * DAY_S))
     facts = json.loads((await bench.run("--json")).stdout)
     assert (facts["version"], facts["features"], facts["left_out"]["other_features"]) == ("2", 5, 3)
+
+
+MOODS = """
+from models.features import Feature
+
+def setup(app):
+    app.add_feature(Feature(name="mood", source="context", unit="ratio", meaning="how it feels", value=lambda at: 0.5))
+"""
+
+
+async def test_training_knows_the_features_of_plugins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A champion that reads one is followed by a version that does, whose card says what the plugin says of it."""
+    (bench.folder / "moods_to_train.py").write_text(MOODS)
+    monkeypatch.syspath_prepend(bench.folder)
+    mood = Feature(name="mood", source="context", unit="ratio", meaning="how it feels")
+    data = with_champion(bench.folder, (*STARTER_NAMES[:5], "mood"), {**FEATURES, "mood": mood})
+    await bench.store(logged(data, last_at=time.time() - 2 * DAY_S))
+    result = await bench.run("--json", PLUGINS="moods_to_train")
+    assert result.exit_code == 0, result.exception
+    assert registry_in(bench.folder).read_card("2").inputs[-1] == mood.as_input()
 
 
 async def test_unfair_model_says_so(bench: Bench) -> None:
