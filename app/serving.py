@@ -260,15 +260,21 @@ async def train_starter() -> str | None:
     try:
         _, errors = await process.communicate()
     except asyncio.CancelledError:
-        process.terminate()
-        try:
-            async with asyncio.timeout(END_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
+            await _end(process)
         raise
     if process.returncode == 0:
         return None
     lines = errors.decode(errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), f"exit code {process.returncode}")
     return last.removeprefix("error: ")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Asks a process to end, and kills it unless it has within ``END_S``; raises ProcessLookupError if it is gone."""
+    process.terminate()
+    try:
+        async with asyncio.timeout(END_S):
+            await process.wait()
+    except TimeoutError:
+        process.kill()

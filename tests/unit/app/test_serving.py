@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import os
+import signal
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from harness import wait_until
 from registry_kit import NAME, NOW, artifact, card, filled_registry
 
+from app.cli.session import new_event_loop
 from app.serving import ModelServing, Starter, train_starter
 from models.registry import Registry
 from models.scorer import Scorer
@@ -281,6 +283,36 @@ async def test_a_cancelled_starter_leaves_no_process(tmp_path: Path, monkeypatch
     assert isinstance((await asyncio.gather(training, return_exceptions=True))[0], asyncio.CancelledError)
     assert children.read_text().split() == before
     assert not list((tmp_path / "models").glob("*/versions/*"))
+
+
+ENDED = """
+import os, pathlib, subprocess
+left = subprocess.Popen(["sleep", "30"], stdout=subprocess.DEVNULL)
+pathlib.Path("pids.new").write_text(f"{os.getpid()} {left.pid}")
+pathlib.Path("pids.new").rename("pids")
+"""
+
+
+def test_a_starter_that_has_just_ended_can_be_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the worker's own loop, too, a stop stays one when the process is gone and its output is still open."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__main__.py").write_text(ENDED)
+    monkeypatch.chdir(tmp_path)
+
+    async def cancel() -> object:
+        training = asyncio.create_task(train_starter())
+        await wait_until((tmp_path / "pids").exists, what="the process has written")
+        ended, left = (tmp_path / "pids").read_text().split()
+        await wait_until(lambda: not Path("/proc", ended).exists(), what="the process is gone")
+        training.cancel()
+        [end] = await asyncio.gather(training, return_exceptions=True)
+        open_count = len(os.listdir("/proc/self/fd"))
+        os.kill(int(left), signal.SIGKILL)
+        await wait_until(lambda: len(os.listdir("/proc/self/fd")) < open_count, what="its output is closed")
+        return end
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        assert isinstance(runner.run(cancel()), asyncio.CancelledError)
 
 
 async def test_without_a_registry_nothing_is_followed() -> None:
