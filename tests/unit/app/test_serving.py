@@ -334,7 +334,14 @@ async def test_an_error_that_nobody_foresaw_is_told() -> None:
 
 async def test_a_version_that_is_promoted_meanwhile_serves_in_spite_of_a_failed_starter(tmp_path: Path) -> None:
     """What serves is ok, whatever became of the training."""
-    registry, gate = Registry(tmp_path, NAME), asyncio.Event()
+    looks = []
+
+    class Watched(Registry):
+        def stamp(self) -> tuple[object, ...]:
+            looks.append(1)
+            return super().stamp()
+
+    registry, gate = Watched(tmp_path, NAME), asyncio.Event()
 
     async def train() -> str:
         await gate.wait()
@@ -345,7 +352,7 @@ async def test_a_version_that_is_promoted_meanwhile_serves_in_spite_of_a_failed_
         registry.publish(artifact(), card(artifact()))
         registry.promote("1", now=NOW)
         await until(models, version="1")
+        looks.clear()
         gate.set()
-        await asyncio.sleep(0.5)  # long enough for two further looks at the registry
-        await until(models, version="1")
-        assert models.problem is None
+        await wait_until(lambda: len(looks) >= 3, what="the registry was looked at after the training")
+        assert (models.served()["champion"].version, models.problem) == ("1", None)
