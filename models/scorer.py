@@ -165,11 +165,9 @@ class Scorer:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.model: Model | None = None
-        self.call_count = 0
-        self.row_count = 0
+        self.waiting_rows = 0
         self._clock = clock
         self._waiting: deque[_Waiting] = deque()
-        self.waiting_rows = 0
         self._is_scheduled = False
 
     def has_room(self, row_count: int) -> bool:
@@ -232,8 +230,6 @@ class Scorer:
         try:
             matrices = [waiting.matrix for waiting in taken]
             rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
-            self.call_count += 1
-            self.row_count += len(rows)
             values = taken[0].model.predict(rows)
         except ModelError as error:
             log.error("scoring failed", extra={"fields": {"error": str(error)}})

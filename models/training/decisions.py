@@ -12,7 +12,7 @@ Decisions that can't be used are counted by reason. Reading the streams is the c
 
 import datetime as dt
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import attrs
@@ -177,23 +177,3 @@ class Gathering:
             if reward is not None and reward.at <= decision.now + self._window:
                 labels[row], has_reward = reward.value, True
         return labels if has_reward else None
-
-
-def from_decisions(
-    decisions: Iterable[ScoreDecided],
-    rewards: Mapping[Key, Reward],
-    *,
-    names: Sequence[str],
-    now: dt.datetime,
-    source: str,
-    window_s: float = WINDOW_S,
-) -> Dataset:
-    """Makes rows of logged decisions and their rewards, as ``Gathering`` says.
-
-    Raises:
-        TrainingError: no decision can be learned from.
-    """
-    gathering = Gathering(names, rewards, now=now, window_s=window_s)
-    for decision in decisions:
-        gathering.add(decision)
-    return gathering.dataset(source)

@@ -82,7 +82,7 @@ def train(
     """
     if tuple(one.name for one in inputs) != dataset.names:
         raise TrainingError(f"inputs: expected the dataset's columns {', '.join(dataset.names)}, in their order")
-    check_enough(dataset)
+    _check_enough(dataset)
     parts = dataset.split_by_time()
     for part, rows in (("first 70 %, to learn from,", parts.train), ("last 15 %, to measure by,", parts.test)):
         if rows.has_one_class:
@@ -106,18 +106,6 @@ def train(
         limits=limits_of(dataset, parts),
     )
     return Trained(artifact=artifact, card=card)
-
-
-def check_enough(dataset: Dataset) -> None:
-    """Refuses rows from which nothing can be learned.
-
-    Raises:
-        TrainingError: saying what there is.
-    """
-    if len(dataset) < LEAST_ROW_COUNT:
-        raise TrainingError(f"expected at least {LEAST_ROW_COUNT} rows, got {len(dataset)}")
-    if dataset.has_one_class:
-        raise TrainingError(f"all {len(dataset)} rows have the label {dataset.labels[0]:g}")
 
 
 def fit(parts: Parts, settings: dict[str, float | int | str], parameters: Parameters) -> "xgboost.Booster":
@@ -147,6 +135,14 @@ def score_rows(booster: "xgboost.Booster", rows: Dataset) -> Scored:
         weights=rows.weights.astype(np.float64),
         groups=rows.groups,
     )
+
+
+def _check_enough(dataset: Dataset) -> None:
+    """Refuses rows from which nothing can be learned, saying what there is."""
+    if len(dataset) < LEAST_ROW_COUNT:
+        raise TrainingError(f"expected at least {LEAST_ROW_COUNT} rows, got {len(dataset)}")
+    if dataset.has_one_class:
+        raise TrainingError(f"all {len(dataset)} rows have the label {dataset.labels[0]:g}")
 
 
 def _describe(dataset: Dataset) -> TrainingData:

@@ -95,14 +95,12 @@ class Scored:
         )
 
 
-def measure(
-    scored: Scored, split: Split, *, seed: int, rounds: int = ROUNDS, names: Sequence[str] = tuple(FIGURES)
-) -> tuple[Metric, ...]:
-    """The figures that can be said of some rows, with its interval.
+def measure(scored: Scored, split: Split, *, seed: int, names: Sequence[str] = tuple(FIGURES)) -> tuple[Metric, ...]:
+    """The figures that can be said of some rows, each with its interval.
 
-    The interval is that of a bootstrap over users: a round draws as many users as there are, with replacement, and
-    takes all rows of each as often as it was drawn. Rows of a user are alike, so drawing rows would make the intervals
-    too narrow.
+    The interval is that of a bootstrap over users, of ``ROUNDS`` rounds: a round draws as many users as there are, with
+    replacement, and takes all rows of each as often as it was drawn. Rows of a user are alike, so drawing rows would
+    make the intervals too narrow.
 
     Args:
         seed: the same one gives the same intervals.
@@ -112,7 +110,7 @@ def measure(
     values = {name: FIGURES[name](scored.labels, scored.scores, own)[0] for name in names}
     known = {name: value for name, value in values.items() if np.isfinite(value)}
     drawn: dict[str, list[Doubles]] = {name: [] for name in known}
-    for weights in _resampled(scored, seed, rounds):
+    for weights in _resampled(scored, seed):
         for name in known:
             drawn[name].append(FIGURES[name](scored.labels, scored.scores, weights))
     return tuple(_metric(name, float(known[name]), np.concatenate(drawn[name]), split, len(scored)) for name in known)
@@ -133,13 +131,13 @@ def _metric(name: str, value: float, drawn: Doubles, split: Split, row_count: in
     )
 
 
-def _resampled(scored: Scored, seed: int, rounds: int) -> Iterator[Doubles]:
+def _resampled(scored: Scored, seed: int) -> Iterator[Doubles]:
     """Weights of the rounds, (r, n) at a time."""
     users, user_of_row = np.unique(scored.groups.astype(str), return_inverse=True)
     random = np.random.default_rng(seed)
     at_once = max(1, _CHUNK_SIZE // len(scored))
-    for start in range(0, rounds, at_once):
-        size = min(at_once, rounds - start)
+    for start in range(0, ROUNDS, at_once):
+        size = min(at_once, ROUNDS - start)
         counts = random.multinomial(len(users), np.full(len(users), 1 / len(users)), size=size)
         yield counts[:, user_of_row] * scored.weights
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models.card import feature_hash
 from models.decisions import ScoreDecided, encode_matrix
 from models.errors import TrainingError
-from models.training.decisions import Gathering, Key, Reward, from_decisions
+from models.training.decisions import Gathering, Key, Reward
 
 NAMES = ("a", "b")
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -51,7 +51,7 @@ def gather(*decisions: ScoreDecided, rewards: Mapping[Key, Reward], **options: A
 def test_decision_becomes_a_row_a_candidate() -> None:
     """The row is what was logged, the label the reward or 0, instant and user are the request's."""
     rewards = rewarded(("r1", "t2"), value=0.25)
-    dataset = from_decisions([decided()], rewards, names=NAMES, now=NOW, source="the log")
+    dataset = gather(decided(), rewards=rewards).dataset("the log")
     assert np.array_equal(dataset.matrix, MATRIX, equal_nan=True)
     assert dataset.labels.tolist() == [0, 0.25]
     assert dataset.at.tolist() == [AT.timestamp()] * 2
