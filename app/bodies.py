@@ -12,12 +12,12 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
+from app.operations import JSON
 from models.errors import PayloadError, RequestError
 
 T = TypeVar("T")
 SourceT = TypeVar("SourceT")
 
-JSON = "application/json"
 BODY_S = 10.0
 """Seconds in which a body must have arrived; a sender that takes longer holds a place that others need."""
 

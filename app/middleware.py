@@ -14,8 +14,9 @@ from typing import Protocol
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from app.ids import is_valid_id, new_id
+from app.ids import new_id
 from app.problems import problem_of, problem_response, unknown_problem
+from models.codec import is_id
 
 # Set as web.Application(client_max_size=BODY_LIMIT_BYTES): a view that reads a longer body answers 413.
 BODY_LIMIT_BYTES = 2 * 1024 * 1024
@@ -87,7 +88,7 @@ async def carry_request_id(request: web.Request, handler: Handler) -> web.Stream
     A view that streams has sent its headers before this one sees them: it echoes ``request[REQUEST_ID]`` itself.
     """
     given = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = given if is_valid_id(given) else new_id()
+    request[REQUEST_ID] = given if is_id(given) else new_id()
     response = await handler(request)
     if not response.prepared:
         response.headers["X-Request-Id"] = request[REQUEST_ID]

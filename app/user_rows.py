@@ -69,12 +69,13 @@ class UserRowReader:
         Raises:
             StoreError: the store can't be read, or a row in it does not fit its class.
         """
+        if self._reader is None:
+            if not has_database(self._path):
+                return NO_ROWS
+            self._reader = SqliteReader(self._path, busy_s=BUSY_S)
         rows: dict[str, object] = {}
         read: dict[str, RowRead] = {}
-        if self._reader is None and has_database(self._path):
-            self._reader = SqliteReader(self._path, busy_s=BUSY_S)
-        for table, row_type in row_types.items() if self._reader else ():
-            assert self._reader, "there are no tables to read without one"
+        for table, row_type in row_types.items():
             found = self._reader.fetch_encoded(table, user_id)
             if found is None:
                 continue

@@ -82,14 +82,25 @@ def aware(instance: object, attribute: "attrs.Attribute[Any]", value: dt.datetim
 
 
 ID_PATTERN = r"[A-Za-z0-9._:-]{1,128}"
+"""The form of an id from outside, which may be kept, logged and put into a header."""
 _ID = re.compile(ID_PATTERN)
 
 
+def is_id(text: str) -> bool:
+    """Whether a text has the form of an id."""
+    return _ID.fullmatch(text) is not None
+
+
+def describe_no_id(text: str) -> str:
+    """What is said of a text that is no id, behind the path of its field."""
+    shown = text if len(text) <= 40 else text[:40] + "…"
+    return f"expected {ID_PATTERN}, got {shown!r}"
+
+
 def identifier(instance: object, attribute: "attrs.Attribute[Any]", value: str | None) -> None:
-    """Validator: an id from outside, which may be kept, logged and put into a header; None passes."""
-    if value is not None and not _ID.fullmatch(value):
-        shown = value if len(value) <= 40 else value[:40] + "…"
-        raise ValueError(f"{attribute.name}: expected {ID_PATTERN}, got {shown!r}")
+    """Validator: an id from outside; None passes."""
+    if value is not None and not is_id(value):
+        raise ValueError(f"{attribute.name}: {describe_no_id(value)}")
 
 
 def filled(instance: object, attribute: "attrs.Attribute[Any]", value: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import msgspec
 
-from models.codec import ID_PATTERN, decoder_for
+from models.codec import ID_PATTERN, decoder_for, describe_no_id, is_id
 from models.errors import PayloadError
 from models.features import Assembler, ScoreContext
 
@@ -23,7 +23,6 @@ UNKNOWN_EVERY = 61
 """Of so many requests with features that are not declared one is asked for their names, for that takes twice as long as
 decoding it. It is a prime, so that of several callers who take turns each is looked at."""
 
-_ID = re.compile(ID_PATTERN)
 _IDS = re.compile(rf"(?:{ID_PATTERN}\n)*")
 _MISFIT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NO_CONTEXT = ScoreContext()
@@ -83,8 +82,8 @@ def request_decoder(assembler: Assembler) -> Callable[[bytes], ScoreRequest]:
         check_ids(ids)
         for name in ("user_id", "request_id"):
             value = getattr(body, name)
-            if value is not None and not _ID.fullmatch(value):
-                raise PayloadError(f"{name}: expected {ID_PATTERN}, got {_short(value)}")
+            if value is not None and not is_id(value):
+                raise PayloadError(f"{name}: {describe_no_id(value)}")
         return ScoreRequest(
             user_id=body.user_id,
             request_id=body.request_id,
@@ -122,8 +121,8 @@ def check_ids(ids: Sequence[str]) -> None:
         raise PayloadError(f"candidates: expected 1 to {MAX_CANDIDATES}, got {len(ids)}")
     joined = "\n".join(ids) + "\n"
     if joined.count("\n") != len(ids) or not _IDS.fullmatch(joined):
-        place = next((place for place, id_ in enumerate(ids) if not _ID.fullmatch(id_)), 0)
-        raise PayloadError(f"candidates[{place}].id: expected {ID_PATTERN}, got {_short(ids[place])}")
+        place = next(place for place, id_ in enumerate(ids) if not is_id(id_))
+        raise PayloadError(f"candidates[{place}].id: {describe_no_id(ids[place])}")
     if len(set(ids)) < len(ids):
         first: dict[str, int] = {}
         for place, id_ in enumerate(ids):
@@ -144,7 +143,3 @@ def _body_type(features: type[msgspec.Struct]) -> type:
             ("context", ScoreContext | None, None),
         ],
     )
-
-
-def _short(value: str) -> str:
-    return repr(value if len(value) <= 40 else value[:40] + "…")

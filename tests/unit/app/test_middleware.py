@@ -12,7 +12,6 @@ from aiohttp import ClientError, web
 from aiohttp.test_utils import TestClient, make_mocked_request
 from harness import wait_until
 
-from app.ids import is_valid_id
 from app.middleware import (
     BODY_LIMIT_BYTES,
     REQUEST_ID,
@@ -22,6 +21,7 @@ from app.middleware import (
     middlewares,
 )
 from app.settings_values import ApiToken
+from models.codec import is_id
 from models.errors import RequestError, StoreUnwritable
 
 Client = TestClient[web.Request, web.Application]
@@ -133,7 +133,7 @@ async def test_request_id_is_minted_otherwise(client: Client, given: str | None)
     """Without a valid id the request gets a new one, in view and answer alike."""
     response = await client.get("/health", headers={} if given is None else {"X-Request-Id": given})
     minted = response.headers["X-Request-Id"]
-    assert minted != given and is_valid_id(minted) and len(minted) == 36
+    assert minted != given and is_id(minted) and len(minted) == 36
     assert await response.text() == minted
 
 

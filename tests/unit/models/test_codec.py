@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.codec import aware, between, decoder_for, encode_json, filled
+from models.codec import aware, between, decoder_for, encode_json, filled, is_id
 from models.errors import PayloadError
 
 
@@ -147,3 +147,19 @@ def test_aware_takes_any_zone_and_none() -> None:
     """An instant of any zone passes, and an absent one."""
     at = dt.datetime(2026, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=-11)))
     assert (Whole(name="n", at=at).at, Whole(name="n").at) == (at, None)
+
+
+@pytest.mark.parametrize("text", ["a", "A-Z.0_9:x", "x" * 128], ids=["one", "every-mark", "longest"])
+def test_id_in_the_allowed_form_is_valid(text: str) -> None:
+    """1 to 128 letters, digits and ``._:-`` are an id."""
+    assert is_id(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x" * 129, "a b", "a\n", "a\r\nSet-Cookie: b", "é", "٣", "a/b", "\x00"],
+    ids=["empty", "too-long", "space", "newline", "header", "accent", "digit-of-another-script", "slash", "nul"],
+)
+def test_id_in_another_form_is_not_valid(text: str) -> None:
+    """Anything that could break a header, a log line or a subject is refused."""
+    assert not is_id(text)

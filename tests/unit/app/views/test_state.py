@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from app.ids import is_valid_id
 from app.metrics import Metrics
 from app.middleware import LINE_LIMIT_BYTES, middlewares
 from app.views.state import decode_key, state_routes
+from models.codec import is_id
 from models.errors import RequestError, StoreUnwritable
 from state.store import StoredRow
 from streams.health import Health, NatsHealth, StateHealth
@@ -163,7 +163,7 @@ async def test_state_of_an_unknown_key_is_404_with_a_request_id(server: Server) 
     """404 for a row that is not there names its table, and the document carries the request's id."""
     status, document = await server.get("/state/user_sync/absent")
     assert (status, document["detail"]) == (404, 'the table "user_sync" has no row of this key')
-    assert is_valid_id(str(document["request_id"]))
+    assert is_id(str(document["request_id"]))
 
 
 @pytest.mark.parametrize(
