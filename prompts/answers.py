@@ -185,7 +185,7 @@ def _cost(header: str | None, usage: object) -> float | None:
     for value in values:
         try:
             cost = float(value) if isinstance(value, str | float | int) else math.nan
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
         if math.isfinite(cost) and 0 <= cost <= _MOST_USD:
             return cost

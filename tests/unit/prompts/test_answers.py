@@ -131,6 +131,7 @@ def test_usage_without_a_total_is_taken() -> None:
         pytest.param(None, None, None, id="unknown"),
         pytest.param("nan", "inf", None, id="no-number"),
         pytest.param("-1", None, None, id="negative"),
+        pytest.param(None, 10**400, None, id="beyond-all-floats"),
         pytest.param("x", [1], None, id="nonsense"),
     ],
 )
