@@ -30,7 +30,9 @@ _PIECE = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _PATTERN = re.compile(r"/(?:[^/\\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+/\w*")
-_ESCAPE = re.compile(r"\\(?:u\{?(?P<u>[0-9A-Fa-f]{4,6})\}?|x(?P<x>[0-9A-Fa-f]{2})|(?P<one>.))", re.DOTALL)
+_ESCAPE = re.compile(
+    r"\\(?:u\{(?P<point>[0-9A-Fa-f]{1,6})\}|u(?P<unit>[0-9A-Fa-f]{4})|x(?P<byte>[0-9A-Fa-f]{2})|(?P<one>.))", re.DOTALL
+)
 _PAIRS = {"{": "}", "[": "]", "(": ")"}
 _BEFORE_PATTERN = frozenset(("return", "typeof", "case", "in", "of", "new", "=>", *"([{,;:=!&|?+-*%<>~^"))
 _PLAIN = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": "\0", "\n": ""}
@@ -205,11 +207,14 @@ def _template(text: str, line: int) -> Token:
 
 
 def _unescaped(text: str) -> str:
-    return _ESCAPE.sub(_plain, text) if "\\" in text else text
+    """A text with its escapes read: two halves of a character are one, and half of one is none."""
+    if "\\" not in text:
+        return text
+    return _ESCAPE.sub(_plain, text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _plain(found: re.Match[str]) -> str:
-    code = int(found["u"] or found["x"] or "0", 16)
+    code = int(found["point"] or found["unit"] or found["byte"] or "0", 16)
     if code:
         return chr(code) if code < 0x110000 else "\ufffd"
     return _PLAIN.get(found["one"] or "0", found["one"] or "")

@@ -25,6 +25,8 @@ def parts(source: str) -> list[int]:
         ("'a' \"b\" `c`", ["a", "b", "c"]),
         (r"""'it\'s' "a\"b" `c\`d`""", ["it's", 'a"b', "c`d"]),
         (r"'\u0061\u{1F600}\x62\n\q\u{FFFFFF}'", ["a😀b\nq\ufffd"]),
+        (r"'\u0061bc \u{9}'", ["abc \t"]),
+        (r"'\ud83d\ude00 \ud83d x \ude00'", ["😀 \ufffd x \ufffd"]),
         ("'a' // 'b'\n'c' /* 'd'\n'e' */ 'f'", ["a", "c", "f"]),
         ("`a ${b} c` 'd'", ["d"]),
         ("`a ${f(`b ${'}'.length} c`, {x: 1})}` 'd'", ["d"]),
