@@ -29,6 +29,7 @@ _DTYPES: Mapping[str, str] = {
     **dict.fromkeys(("string", "str", "text"), "string"),
 }
 _FITTING = {"float": ("float", "number"), "int": ("int", "number"), "bool": ("bool",)}
+_DECLARING = ("const", "let", "var")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 _Constants = Mapping[str, Sequence[Item]]
@@ -144,8 +145,9 @@ def _constants_of(root: Group) -> Iterator[tuple[str, Sequence[Item]]]:
     """The file's constants by name: what stands behind the ``=`` of each."""
     items = root.items
     for place, item in enumerate(items[:-1]):
-        if is_word(item, "const", "let", "var") and is_word(name := items[place + 1]):
-            end = next((n for n in range(place + 1, len(items)) if is_sign(items[n], "=", ";")), len(items))
+        if is_word(item, *_DECLARING) and is_word(name := items[place + 1]):
+            after = range(place + 1, len(items))
+            end = next((n for n in after if is_sign(items[n], "=", ";") or is_word(items[n], *_DECLARING)), len(items))
             assert isinstance(name, Token)
             yield name.text, items[end + 1 : end + 12]
 

@@ -204,6 +204,13 @@ def test_registry_of_many_constants_is_read_in_time() -> None:
     assert entries == [Entry(name="rate_7d", dtype="float", line=41)]
 
 
+def test_registry_beside_declarations_without_values_is_read_in_time() -> None:
+    """The value of a constant that has none is not looked for in all that follows: 20,000 of them are soon read."""
+    declarations = "declare const OTHER: number\n" * 20_000
+    entries = read_entries(f"{declarations}const A = [{{name: 'rate_7d', type: 'float'}}]", KNOWN)
+    assert entries == [Entry(name="rate_7d", dtype="float", line=20_001)]
+
+
 names = st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True)
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 features = st.builds(
