@@ -70,13 +70,15 @@ def open_registry(settings: Settings) -> Registry | None:
     return None if folder is None else Registry(folder, settings.model_name)
 
 
-def list_models(registry: Registry) -> list[ListedModel]:
+def list_models(registry: Registry, aliases: Mapping[str, str]) -> list[ListedModel]:
     """Every version, by number.
+
+    Args:
+        aliases: the registry's, read once by who shows them, since one may move meanwhile.
 
     Raises:
         ModelError: the registry can't be read.
     """
-    aliases = registry.aliases()
     return [_listed(registry, version, _names_of(aliases, version)) for version in registry.versions()]
 
 

@@ -46,7 +46,8 @@ models.add_command(train_command)
 @click.pass_obj
 def list_(obj: HasEnvironment, *, as_json: bool) -> None:
     """List the versions, the oldest first."""
-    found = list_models(registry_of(obj))
+    registry = registry_of(obj)
+    found = list_models(registry, registry.aliases())
     if as_json:
         print_json(msgspec.to_builtins([attrs.asdict(one) for one in found]))
     elif not found:

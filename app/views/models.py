@@ -101,7 +101,7 @@ def _refuse(error: ModelError) -> NoReturn:
 
 def _models(registry: Registry) -> dict[str, object]:
     aliases = registry.aliases()
-    listed = [attrs.asdict(one) for one in list_models(registry)]
+    listed = [attrs.asdict(one) for one in list_models(registry, aliases)]
     return {"name": registry.name, "aliases": {alias: aliases.get(alias) for alias in ALIASES}, "versions": listed}
 
 

@@ -41,7 +41,7 @@ def shown_with(**changes: object) -> ShownCard:
 
 def test_list_models_has_each_version_with_its_aliases(registry: Registry) -> None:
     """What a card says of the version, and who names it."""
-    found = list_models(registry)
+    found = list_models(registry, registry.aliases())
     assert [(one.version, one.aliases) for one in found] == [("1", ()), ("2", ("champion",)), ("3", ("shadow",))]
     assert (found[0].created_at, found[0].is_simulated, found[0].metric, found[0].problem) == (NOW, True, AUC, None)
 
@@ -49,7 +49,7 @@ def test_list_models_has_each_version_with_its_aliases(registry: Registry) -> No
 def test_list_models_tells_why_a_card_can_not_be_used(registry: Registry) -> None:
     """Such a version is in the list all the same."""
     (registry.folder / "versions" / "2" / "card.json").unlink()
-    bad = list_models(registry)[1]
+    bad = list_models(registry, registry.aliases())[1]
     assert (bad.version, bad.aliases, bad.problem) == ("2", ("champion",), "card.json: it is missing")
     assert (bad.created_at, bad.is_simulated, bad.metric, bad.artifact_hash) == (None,) * 4
 
@@ -66,7 +66,7 @@ def test_list_models_takes_a_card_without_metrics(tmp_path: Path) -> None:
     """Nothing was measured, which is no error."""
     registry = Registry(tmp_path, NAME)
     registry.publish(artifact(), card(artifact(), metrics=()))
-    assert [(one.metric, one.problem) for one in list_models(registry)] == [(None, None)]
+    assert [(one.metric, one.problem) for one in list_models(registry, registry.aliases())] == [(None, None)]
 
 
 def test_shown_card_has_the_moves_of_its_version(registry: Registry) -> None:

@@ -1,7 +1,8 @@
 """``/models`` and the card of each version, asked for through a real server with the application's middlewares."""
 
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Server:
         return status, json.loads(body)
 
 
+@contextlib.asynccontextmanager
 async def serve(routes: web.RouteTableDef, registry: Registry) -> AsyncIterator[Server]:
     """Listens with these routes."""
     app = web.Application(middlewares=middlewares(observer=Metrics(FakeSource()), tokens=[]))
@@ -62,9 +64,11 @@ async def serve(routes: web.RouteTableDef, registry: Registry) -> AsyncIterator[
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    async with ClientSession() as session:
-        yield Server(registry=registry, port=runner.addresses[0][1], session=session)
-    await runner.cleanup()
+    try:
+        async with ClientSession() as session:
+            yield Server(registry=registry, port=runner.addresses[0][1], session=session)
+    finally:
+        await runner.cleanup()
 
 
 @pytest.fixture
@@ -73,14 +77,14 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     registry = filled_registry(tmp_path)
     registry.promote("1", now=NOW)
     registry.promote("2", reason="better", now=NOW)
-    async for one in serve(models_routes(registry, lambda: SERVED), registry):
+    async with serve(models_routes(registry, lambda: SERVED), registry) as one:
         yield one
 
 
 @pytest.fixture
 async def without_registry(tmp_path: Path) -> AsyncIterator[Server]:
     """A process with MODEL_REGISTRY=none."""
-    async for one in serve(models_routes(None, dict), Registry(tmp_path, NAME)):
+    async with serve(models_routes(None, dict), Registry(tmp_path, NAME)) as one:
         yield one
 
 
@@ -100,6 +104,24 @@ async def test_models_lists_a_version_whose_card_is_spoiled(server: Server) -> N
     (server.registry.folder / "versions" / "1" / "card.json").write_bytes(b"{}")
     _, document = await server.json("/models")
     assert [one["problem"] for one in document["versions"]] == ["card.json: name: missing", None]
+
+
+async def test_models_tells_one_state_of_the_aliases(tmp_path: Path) -> None:
+    """An alias that moves while the versions are read is either here or there, throughout the document."""
+
+    class Moving(Registry):
+        def aliases(self) -> Mapping[str, str]:
+            found = super().aliases()
+            other = "2" if found["champion"] == "1" else "1"
+            (self.folder / "aliases.json").write_text(json.dumps({"champion": other}))
+            return found
+
+    filled_registry(tmp_path).promote("1", now=NOW)
+    registry = Moving(tmp_path, NAME)
+    async with serve(models_routes(registry, dict), registry) as server:
+        _, document = await server.json("/models")
+        named = [one["version"] for one in document["versions"] if "champion" in one["aliases"]]
+        assert named == [document["aliases"]["champion"]]
 
 
 async def test_card_is_the_whole_card_with_its_history(server: Server) -> None:
