@@ -59,6 +59,9 @@ class ScoreDecided:
     def read_matrix(self) -> Matrix | None:
         """The matrix as the model saw it; None when no model answered.
 
+        Returns:
+            Shape: (n_candidates, n_features) float32, row order = order of ``candidates``, NaN = missing.
+
         Raises:
             PayloadError: its bytes are not a whole number of rows.
         """
@@ -75,5 +78,5 @@ encode_decision = encode_json
 
 
 def encode_matrix(matrix: Matrix) -> bytes:
-    """The bytes of a matrix as the decision log holds them."""
+    """The bytes of a matrix as the decision log holds them: little-endian float32, row by row."""
     return matrix.astype("<f4", copy=False).tobytes()

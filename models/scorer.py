@@ -41,7 +41,8 @@ class Model:
 
     Args:
         version: the registry's.
-        predict: scores the rows of a matrix, and holds no state of a call; raises ModelError.
+        predict: scores the rows of a (n, n_features) float32 matrix, one from 0 to 1 a row, in their order; holds no
+            state of a call, and raises ModelError.
         row_s: seconds a row takes, as its trial has shown.
     """
 
@@ -177,8 +178,13 @@ class Scorer:
     async def score(self, model: Model, matrix: Matrix, *, deadline: float) -> Scores:
         """Scores one request with the model that it was decoded for, beside whatever waits with it.
 
+        Args:
+            matrix: (n_candidates, n_features) float32, as ``model.assembler`` makes it.
+            deadline: an instant of the scorer's clock.
+
         Returns:
-            The prior with a reason when too much waits already, or the deadline has passed before its turn.
+            A score a row; the prior with a reason when too much waits already, the deadline has passed before its turn,
+            or the model fails. A request that is cancelled is scored no more.
         """
         rows = len(matrix)
         if not self.has_room(rows):

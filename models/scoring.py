@@ -1,8 +1,8 @@
-"""The request and the answer of ``POST /score``, and what both may hold.
+"""The request of ``POST /score``: what it may hold, and the score that its candidates get when no model answers.
 
 This module owns the limits of a request, decodes it for one model's list of features, and names what is wrong with it
 by path. The usual request, of declared features alone, is decoded once; only one that has others is decoded again, and
-tells so. Features are made in models/features.py, scores in models/scorer.py, the route is app/views/score.py.
+tells so. Features are made in models/features.py, scores in models/scorer.py; app/scoring.py makes the answer.
 """
 
 import re
