@@ -58,7 +58,7 @@ def test_list_models_tells_that_a_card_was_edited(registry: Registry) -> None:
     """Nothing of what it says now is shown."""
     path = registry.folder / "versions" / "2" / "card.json"
     path.write_bytes(path.read_bytes().replace(b"0.71", b"0.91"))
-    bad = list_models(registry)[1]
+    bad = list_models(registry, registry.aliases())[1]
     assert (bad.problem or "").startswith("card.json: its SHA-256 is ") and bad.metric is None
 
 
