@@ -2,10 +2,12 @@
 
 import datetime as dt
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 from registry_kit import artifact, card
 from store_kit import commit
@@ -15,6 +17,7 @@ from app.scoring import Scoring
 from app.user_rows import UserRowReader
 from models.decisions import ScoreDecided, decode_score_decision
 from models.errors import RequestError
+from models.features import FEATURES, Feature
 from models.profile_reader import NO_PROFILE, ProfileReader, UnknownFeatures
 from models.scorer import MAX_WAITING_ROWS, Scorer, load_model
 from models.scoring import UNKNOWN_EVERY
@@ -52,6 +55,7 @@ class Service:
     folder: Path
     has_model: bool = True
     decisions: Decisions = attrs.field(factory=Decisions)
+    declared: Mapping[str, Feature] = FEATURES
     unknown: list[str] = attrs.field(factory=list)
     degraded: list[str] = attrs.field(factory=list)
     waiting_rows: int = 0
@@ -62,7 +66,8 @@ class Service:
         scorer = Scorer()
         scorer.waiting_rows = self.waiting_rows
         if self.has_model:
-            scorer.model = attrs.evolve(load_model("4", artifact(), card(artifact())), **self.changes)
+            loaded = load_model("4", artifact(), card(artifact()), self.declared)
+            scorer.model = attrs.evolve(loaded, **self.changes)
         rows = UserRowReader(self.folder / "state.db")
         reader = ProfileReader(unknown=UnknownFeatures(self.unknown.append), outside=lambda name: None)
         scoring = Scoring(scorer, rows, reader.read, self.decisions, now=lambda: NOW)
@@ -182,6 +187,19 @@ async def test_unknown_candidate_features_are_told_of_a_sample(tmp_path: Path, *
         await scoring.answer(body.encode(), request_id="minted", deadline=FAR)
     rows.close()
     assert told == [["mood"], ["sky", "mood"]]
+
+
+async def test_a_feature_that_fails_is_told_and_scored_without(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model scores without the value, the decision log has NaN for it, and the log names the feature."""
+    broken = attrs.evolve(FEATURES["acceptance_rate_30d"], value=lambda at: "x")
+    service.declared = {**FEATURES, broken.name: broken}
+    answer = await service.answer()
+    assert (answer["degraded"], answer["degraded_reason"], answer["model_version"]) == (True, "feature_failed", "4")
+    matrix = service.decisions.written[0].read_matrix()
+    assert matrix is not None and np.array_equal(matrix, [[0.75, np.nan, np.nan]], equal_nan=True)
+    assert [record.fields for record in caplog.records] == [{"feature": broken.name}]  # type: ignore[attr-defined]
 
 
 async def test_unknown_profile_features_are_counted(service: Service) -> None:
