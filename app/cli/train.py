@@ -7,7 +7,7 @@ models/training/, which is imported only when a model is trained. A new version 
 import contextlib
 import datetime as dt
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -20,7 +20,7 @@ from app.cli.session import HasEnvironment, build_app, connected, print_json, re
 from app.settings import Settings, load_settings
 from models.card import Card, Rollout
 from models.codec import decoder_for
-from models.errors import PayloadError, StoreUnwritable, TrainingError
+from models.errors import ModelError, PayloadError, StoreUnwritable, TrainingError
 from models.events import TipRewarded
 from models.features import FEATURES, Assembler, Feature
 from models.files import locked, make_folder
@@ -42,7 +42,7 @@ INSTEAD = "--simulated trains on a simulated world instead"
 
 REASONS = {
     "no_model": "answered without a model",
-    "other_features": "with other features than the champion's",
+    "other_features": "by a model that is not in the registry",
     "unsettled": "less than a day old",
     "unrewarded": "without a reward",
     "too_old": "older than the newest rows",
@@ -59,6 +59,7 @@ class Asked:
     is_simulated: bool
     is_starter: bool
     is_promoted: bool
+    added: tuple[str, ...]
     seed: int
     row_limit: int | None
     since: dt.datetime | None
@@ -68,6 +69,8 @@ class Asked:
         """Raises click.UsageError when two options can't go together."""
         if (self.is_simulated or self.is_starter) and (self.since or self.until):
             raise click.UsageError("--since and --until choose logged decisions, and a simulated world has none")
+        if (self.is_simulated or self.is_starter) and self.added:
+            raise click.UsageError("--add-feature is for the decision log, and a simulated world has its own features")
         if self.is_starter and (self.is_simulated or self.is_promoted):
             raise click.UsageError("--starter is simulated and promoted as it is; give it alone")
         if self.since and self.until and self.since >= self.until:
@@ -90,6 +93,7 @@ class Done:
 @click.option("--until", type=InstantParam(), help="Only decisions before this instant.")
 @click.option("--rows", "row_limit", type=click.IntRange(500, 1_000_000), help="Of the world; of a log the newest.")
 @click.option("--seed", default=SEED, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Of world and fit.")
+@click.option("--add-feature", "added", multiple=True, metavar="NAME", help="Learn from this one, too; repeatable.")
 @click.option("--promote", "is_promoted", is_flag=True, help="Let the new version serve at once.")
 @click.option("--starter", "is_starter", is_flag=True, help="Simulated and promoted, where nothing ever was.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of text.")
@@ -97,9 +101,11 @@ class Done:
 def train_command(obj: HasEnvironment, /, *, as_json: bool, **asked: Any) -> None:
     """Train a new version of the model on logged decisions and their rewards.
 
-    Used are decisions with at least one reward that are a day old or older, and whose features are the champion's.
-    The same data and seed make the same model. It serves once it is promoted; the next worker that starts does that
-    with a simulated one, unless an alias was ever moved or there is another version that is not simulated.
+    Used are decisions with at least one reward that are a day old or older. Learned from are the features that the
+    champion reads, and those added: a new one is missing in what was logged before, so add it, promote, and train again
+    on the decisions that follow. The same data and seed make the same model. It serves once it is promoted; the next
+    worker that starts does that with a simulated one, unless an alias was ever moved or there is another version that
+    is not simulated.
     """
     request = Asked(**asked)
     request.refuse_contradictions()
@@ -144,6 +150,9 @@ def _train(settings: Settings, registry: Registry, asked: Asked) -> Done:
     if asked.is_simulated:
         return _keep(registry, _simulated(asked), asked, reason="trained with --simulated --promote")
     declared = build_app(settings).features  # the champion may read those of plugins
+    for name in asked.added:
+        if name not in declared:
+            raise click.UsageError(f"--add-feature: {name!r} is not declared; there are {', '.join(sorted(declared))}")
     gathered = run_command(_gather(settings, registry, asked))
     left_out = {reason: count for reason, count in gathered.left_out.items() if count}
     try:
@@ -203,7 +212,9 @@ async def _gather(settings: Settings, registry: Registry, asked: Asked) -> _Gath
     unused: Counter[str] = Counter()
     async with connected(settings) as broker:
         rewards = await _read_rewards(broker, asked.since)
-        rows = Gathering(_names(registry), rewards, now=now, row_limit=asked.row_limit or ROW_LIMIT)
+        names = tuple(dict.fromkeys((*_names(registry), *asked.added)))
+        row_limit = asked.row_limit or ROW_LIMIT
+        rows = Gathering(names, rewards, lists=_lists(registry), now=now, row_limit=row_limit)
         async for message in _stored(broker, DECISIONS, SCORE_SUBJECT, asked.since):
             try:
                 decision = decode_score_decision(message.payload)
@@ -252,6 +263,13 @@ def _names(registry: Registry) -> tuple[str, ...]:
 
     champion = registry.aliases().get(ALIASES[0])
     return STARTER_NAMES if champion is None else tuple(one.name for one in registry.read_card(champion).inputs)
+
+
+def _lists(registry: Registry) -> Iterator[tuple[str, ...]]:
+    """The features of each version whose card can be read: any of them may have written the log."""
+    for version in registry.versions():
+        with contextlib.suppress(ModelError):
+            yield tuple(one.name for one in registry.read_card(version).inputs)
 
 
 def _counted(reason_and_count: tuple[str, int]) -> str:

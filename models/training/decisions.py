@@ -12,7 +12,7 @@ Decisions that can't be used are counted by reason. Reading the streams is the c
 
 import datetime as dt
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import attrs
@@ -33,6 +33,7 @@ LIMITS = (
     "users do who ignore every tip is unknown to it.",
     "In those requests a tip without a reward counts as refused, though it may never have been shown.",
     "The tips were chosen with the help of former models, so what those never ranked high is known less well.",
+    "A feature is missing in the decisions of models that did not read it.",
 )
 
 Key = tuple[str, str]
@@ -64,7 +65,9 @@ class Gathering:
     """Takes decisions one by one and keeps what can be learned from, the newest rows.
 
     Args:
-        names: the features to learn from; decisions with another list are left out.
+        names: the features to learn from.
+        lists: the features of each model that wrote the log, in its order; decisions with a list that is neither among
+            them nor ``names`` are left out.
         rewards: the first reward of each candidate that has one.
         now: decisions whose window ends later are left out.
         window_s: seconds in which a reward counts.
@@ -76,6 +79,7 @@ class Gathering:
         names: Sequence[str],
         rewards: Mapping[Key, Reward],
         *,
+        lists: Iterable[Sequence[str]] = (),
         now: dt.datetime,
         window_s: float = WINDOW_S,
         row_limit: int = ROW_LIMIT,
@@ -83,7 +87,7 @@ class Gathering:
         self.names = tuple(names)
         self.left_out: Counter[LeftOut] = Counter()
         self.row_count = 0
-        self._hash = feature_hash(names)
+        self._lists = {feature_hash(one): tuple(one) for one in (*lists, names)}
         self._rewards = rewards
         self._rewarded = {request_id for request_id, _ in rewards}
         self._now, self._window = now, dt.timedelta(seconds=window_s)
@@ -145,7 +149,7 @@ class Gathering:
     def _reason(self, decision: ScoreDecided) -> LeftOut | None:
         if decision.feature_hash is None:
             return "no_model"
-        if decision.feature_hash != self._hash:
+        if decision.feature_hash not in self._lists:
             return "other_features"
         if decision.request_id in self._seen:
             return "repeated"
@@ -154,15 +158,20 @@ class Gathering:
     def _matrix(self, decision: ScoreDecided) -> Floats | None:
         """The logged matrix, None when it or the sample rate can't be.
 
-        A number beyond float32 was served as infinity, which a training refuses; the largest float32 falls on the
-        same side of every split.
+        A feature that the model which answered did not read is missing. A number beyond float32 was served as infinity,
+        which a training refuses; the largest float32 falls on the same side of every split.
         """
         try:
-            matrix = decision.read_matrix()
+            logged = decision.read_matrix()
         except PayloadError:
             return None
-        if matrix is None or matrix.shape[1] != len(self.names) or decision.sample_rate <= 0:
+        names = self._lists.get(decision.feature_hash or "", ())
+        if logged is None or logged.shape[1] != len(names) or decision.sample_rate <= 0:
             return None
+        matrix = np.full((len(logged), len(self.names)), np.nan, dtype=np.float32)
+        for column, name in enumerate(self.names):
+            if name in names:
+                matrix[:, column] = logged[:, names.index(name)]
         limit = np.finfo(np.float32).max
         return np.clip(matrix, -limit, limit)
 

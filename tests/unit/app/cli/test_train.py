@@ -215,6 +215,8 @@ def test_starter_says_that_the_registry_can_not_be_written(tmp_path: Path) -> No
         (("--starter", "--simulated"), "give it alone"),
         (("--starter", "--promote"), "give it alone"),
         (("--since", "2026-01-02T00:00:00Z", "--until", "2026-01-02T00:00:00Z"), "--since is not before --until"),
+        (("--simulated", "--add-feature", "urgency"), "a simulated world has its own features"),
+        (("--add-feature", "urgence"), "'urgence' is not declared; there are acceptance_rate_30d, "),
         (("--rows", "499"), "499 is not in the range"),
         (("--seed", "-1"), "-1 is not in the range"),
     ],
@@ -269,12 +271,28 @@ async def test_training_keeps_the_newest_rows(bench: Bench) -> None:
 
 
 async def test_training_learns_the_features_of_the_champion(bench: Bench) -> None:
-    """The log is the champion's: decisions of its features are used, and those of another list are not."""
+    """From the decisions of every model in the registry; those of one that nobody knows are left out."""
+    former = with_champion(bench.folder, STARTER_NAMES[:4])
     data = with_champion(bench.folder, STARTER_NAMES[:5])
-    await bench.fill(3, last_at=time.time() - 9 * DAY_S)
-    await bench.store(logged(data, last_at=time.time() - 2 * DAY_S))
+    made, rewards = logged(data, last_at=time.time() - 2 * DAY_S)
+    narrow = {"feature_hash": feature_hash(former.names), "matrix": encode_matrix(data.matrix[:10, :4])}
+    unknown = {"feature_hash": feature_hash(("a",)), "matrix": encode_matrix(data.matrix[:10, :1])}
+    made[:3] = [attrs.evolve(one, **narrow) for one in made[:3]]
+    made[3:5] = [attrs.evolve(one, **unknown) for one in made[3:5]]
+    await bench.store((made, rewards))
     facts = json.loads((await bench.run("--json")).stdout)
-    assert (facts["version"], facts["features"], facts["left_out"]["other_features"]) == ("2", 5, 3)
+    assert (facts["version"], facts["features"], facts["left_out"]["other_features"]) == ("3", 5, 2)
+    assert facts["rows"] == 10 * (len(made) - 2 - facts["left_out"].get("unrewarded", 0))
+
+
+async def test_training_adds_a_feature_that_no_decision_has_yet(bench: Bench) -> None:
+    """Its column is missing everywhere, and the new version's card lists it: the log will have it from then on."""
+    data = with_champion(bench.folder, STARTER_NAMES[:5])
+    await bench.store(logged(data, last_at=time.time() - 2 * DAY_S))
+    result = await bench.run("--json", "--add-feature", "hours_since_sync", "--add-feature", STARTER_NAMES[0])
+    assert result.exit_code == 0, result.output
+    inputs = registry_in(bench.folder).read_card("2").inputs
+    assert [one.name for one in inputs] == [*STARTER_NAMES[:5], "hours_since_sync"]
 
 
 MOODS = """

@@ -90,6 +90,15 @@ def test_decision_that_can_not_be_used_is_counted(changes: dict[str, Any], reaso
         gathering.dataset("x")
 
 
+def test_decision_of_another_model_is_used_by_the_names_of_its_features() -> None:
+    """Columns are found by name, whatever their order; what that model did not read is missing."""
+    other = decided("r2", feature_hash=feature_hash(("c", "b")), matrix=encode_matrix(MATRIX))
+    rewards = rewarded(("r1", "t1"), ("r2", "t1"))
+    gathering = gather(decided(), other, rewards=rewards, lists=[("c", "b")])
+    expected = np.array([[1, 2], [3, np.nan], [np.nan, 2], [np.nan, np.nan]], dtype=np.float32)
+    assert np.array_equal(gathering.dataset("x").matrix, expected, equal_nan=True)
+
+
 def test_request_is_used_once() -> None:
     """A repeated request would count its reward twice: the first decision is taken."""
     gathering = gather(decided(), decided(), rewards=rewarded(("r1", "t1")))
