@@ -128,7 +128,10 @@ class Consumer:
 
     @property
     def detached_reason(self) -> str | None:
-        """Why no deliveries flow; an attach that is on its way gets half a second before it counts."""
+        """Why no deliveries flow; an attach that is on its way gets half a second before it counts.
+
+        An attach after a break ends that once it has proved to last, for a server may break off each one at once.
+        """
         is_new = self._detached_at is None or time.monotonic() - self._detached_at < ATTACH_GRACE_S
         return None if is_new or self._is_stopping else f"no deliveries: {self.reason}"
 
@@ -196,6 +199,8 @@ class Consumer:
         if was_missing or not self._spec.is_shared:
             await reset_consumer(self._broker, self._spec, self._sink_floor_seq() + 1, store_id=self._store_id)
         await self._listen(inbox_subject)
+        if not self.attach_count and self.is_attached:  # the start alone: after a break an attach has to prove itself
+            self._detached_at = None
         self.attach_count += 1
         self.attached_at = time.monotonic()
         if self.is_refused:

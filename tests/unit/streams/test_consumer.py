@@ -267,6 +267,15 @@ async def test_detached_reason_waits_for_a_quick_attach() -> None:
         assert stage.consumer.detached_reason == "no deliveries: reconnected"
 
 
+async def test_detached_reason_ends_with_a_first_attach_however_long_that_took() -> None:
+    """A start that took its time is over once deliveries can come, before the first of them has."""
+    async with staged(broker=FakeBroker({RESET: BrokerUnavailable("no answer")})) as stage:
+        await wait_until(lambda: stage.consumer.detached_reason == "no deliveries: can't attach: no answer")
+        stage.broker.answers[RESET] = {}
+        await wait_until(lambda: stage.consumer.attach_count, poll_s=0)
+        assert stage.consumer.detached_reason is None
+
+
 @pytest.mark.parametrize(
     ("answers", "at", "words"),
     [
