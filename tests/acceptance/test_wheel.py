@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_S = 30.0
 TOPS = ("app", "streams", "state", "prompts", "models")
 
 pytestmark = pytest.mark.timeout(300)
 
 
-def wait(predicate: Callable[[], object], timeout_s: float = 15) -> None:
+def wait(predicate: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
     """Returns as soon as the predicate is true; an answer that is not there yet is none."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -107,11 +108,11 @@ def test_wheel_works_from_another_folder(python: Path, tmp_path: Path) -> None:
         try:
             assert worker.stderr is not None
             ready = next(found for line in worker.stderr if (found := json.loads(line))["message"] == "ready")
-            with urllib.request.urlopen(f"{ready['http']}/health/live", timeout=5) as answer:
+            with urllib.request.urlopen(f"{ready['http']}/health/live", timeout=PATIENCE_S) as answer:
                 assert answer.status == 200
         finally:
             worker.send_signal(signal.SIGTERM)
-        worker.communicate(timeout=15)
+        worker.communicate(timeout=PATIENCE_S)
     assert worker.returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
@@ -129,7 +130,7 @@ def python_with_plugin(python: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def get_json(url: str) -> object:
     """Reads a JSON answer."""
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
         return json.load(answer)
 
 
@@ -156,7 +157,7 @@ def test_installed_plugin_handles_its_subject_timer_and_route(python_with_plugin
             health = get_json(f"{ready['http']}/health")
         finally:
             worker.send_signal(signal.SIGTERM)
-        worker.communicate(timeout=15)
+        worker.communicate(timeout=PATIENCE_S)
     assert worker.returncode == 0
     consumers = health["nats"]["consumers"]  # type: ignore[index]
     assert {"tipstream-streaks", "tipstream-streak_ticks"} <= consumers.keys()
