@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from process_kit import Worker, environment, run_app
+from process_kit import Worker, environment, publish, run_app
 from readme_kit import blocks, carry_out, steps
 
 LINE_LIMIT = 15
@@ -39,9 +39,8 @@ async def test_readme_incident_is_found_corrected_and_verified(tmp_path: Path) -
     module.write_text(right.replace("row.count + 1", "row.count + 2"))
     (look,), (verify, rebuild) = (steps(block) for block in blocks("Find out what happened", "console"))
     with Worker(tmp_path, PLUGINS="streaks", **FRESH) as worker:
-        await worker.start()
-        for user in ("ada", "bob", "ada"):
-            await run_app("send", "signals.streak.broken", f'{{"user_id": "{user}"}}', worker=worker)
+        await worker.consume()
+        await publish(worker.nats, "signals.streak.broken", [{"user_id": user} for user in ("ada", "bob", "ada")])
         await worker.wait_counts("tipstream-streaks", processed=3)
         assert (await carry_out(*look, worker)).code == 0
         module.write_text(right)
