@@ -6,7 +6,7 @@ import pytest
 from chaos.run import Plan, Sent, judge, run
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(240)
 async def test_chaos_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """Kills of workers and server, cuts, freezes and fatal messages: each event is applied once, in order, or dead."""
     plan = Plan(seed=4, events=5000, rate=500, worker_kills=8, cuts=4, server_kills=1, freezes=1)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from harness import wait_until
 from process_kit import Worker, environment, publish, synced
 from registry_kit import NOW, filled_registry
@@ -28,6 +29,7 @@ async def has_data(worker: Worker) -> bool:
     return all(answer.status == 200 for answer in answers)
 
 
+@pytest.mark.timeout(180)  # about 800 requests, each checked in many ways
 async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """No request is answered otherwise than the document says; the 200s that need data are among the answers."""
     filled_registry(tmp_path / "models", 1).promote("1", now=NOW)
