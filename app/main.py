@@ -20,7 +20,7 @@ import click
 from aiohttp import web
 
 from app.cards import open_registry
-from app.generating import GenerateConfig, Generating
+from app.generating import Generating
 from app.metrics import Metrics
 from app.middleware import BODY_LIMIT_BYTES, LINE_LIMIT_BYTES, middlewares
 from app.openapi import openapi_document, operations_of
@@ -40,6 +40,7 @@ from models.profile_reader import ProfileReader, UnknownFeatures
 from models.scorer import Scorer
 from prompts.catalog import Catalog
 from prompts.gateway import Gateway
+from prompts.writer import Writer
 from state.schema import examine_database, has_database
 from state.store import store_path
 from streams.access import Access
@@ -341,24 +342,26 @@ def _provide_answers(app: App) -> tuple[Scoring, Generating]:
         return app.catalog
 
     settings = app.settings
+    writer = Writer(
+        lambda: app.gateway,
+        release=lambda variant: catalog().release(variant),
+        model=settings.llm_model,
+        fallback_model=settings.llm_fallback_model,
+    )
     generating = Generating(
-        GenerateConfig(
-            model=settings.llm_model,
-            fallback_model=settings.llm_fallback_model,
-            defaults=settings.default_prompt_version,
-        ),
+        writer,
+        defaults=settings.default_prompt_version,
         catalog=catalog,
-        gateway=lambda: app.gateway,
         rows=rows,
         read_profile=profiles.read,
         decisions=app.decisions,
         observe=app.metrics.observe_generation,
     )
 
-    async def stop_generating(_: web.Application) -> None:
-        generating.stop()
+    async def stop_writing(_: web.Application) -> None:
+        writer.stop()
 
-    app.http.on_shutdown.append(stop_generating)
+    app.http.on_shutdown.append(stop_writing)
     app.metrics.show_tokens(lambda: app.gateway.ledger.facts() if app.gateway else {})
     scoring = Scoring(
         app.models.scorer,

@@ -7,9 +7,8 @@ statuses), never a key, path or id; the one exception, names of unknown features
 same; only requests, their features and commits are counted here. The route is app/views/metrics.py.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import attrs
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -18,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from app.views.health import HealthSource
 from prompts.ledger import ModelTokens
-from prompts.registry import Variant
+from prompts.tips import Tip
 from streams.health import ConsumerHealth, DecisionHealth, HandlerCounts, Health, Status
 
 
@@ -146,26 +145,6 @@ _GENERATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 
 _COMMIT_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
 
 
-class Generated(Protocol):
-    """A tip that was answered, as far as it is counted."""
-
-    @property
-    def variant(self) -> Variant:
-        """The prompt variant."""
-
-    @property
-    def fallback(self) -> str:
-        """What took the place of the asked model."""
-
-    @property
-    def began(self) -> float:
-        """When the request came, on the monotonic clock."""
-
-    @property
-    def failed_checks(self) -> Iterable[str]:
-        """Checks that texts did not pass."""
-
-
 class Metrics:
     """The process's metrics, in a registry of their own; safe to use from any thread."""
 
@@ -217,12 +196,12 @@ class Metrics:
         """Takes note of a candidate's feature that is not declared, by a label of ``UnknownFeatures``."""
         self._unknown_of_candidates.labels(label).inc()
 
-    def observe_generation(self, made: Generated) -> None:
+    def observe_generation(self, tip: Tip, duration_s: float) -> None:
         """Takes note of a tip that was answered."""
-        version = made.variant.version
-        self._generations.labels(version, made.fallback).inc()
-        self._generation_seconds.labels(made.fallback).observe(time.monotonic() - made.began)
-        for check in made.failed_checks:
+        version = tip.variant.version
+        self._generations.labels(version, tip.fallback).inc()
+        self._generation_seconds.labels(tip.fallback).observe(duration_s)
+        for check in tip.failed_checks:
             self._failed_checks.labels(version, check).inc()
 
     def show_tokens(self, source: Callable[[], Mapping[str, ModelTokens]]) -> None:

@@ -24,10 +24,16 @@ Source = Literal["request", "default", "fallback"]
 
 @attrs.frozen(kw_only=True)
 class Selected:
-    """The version that answers, and who asked for it; ``fallback`` stands for a default that has vanished."""
+    """The version that answers.
+
+    Args:
+        source: who asked for it; ``fallback`` stands for a default that has vanished.
+        propensity: with which probability a user gets this version.
+    """
 
     version: str
     source: Source
+    propensity: float = 1.0
 
 
 def select_version(asked: str | None, *, user_id: str, defaults: Sequence[str], known: Collection[str]) -> Selected:
@@ -47,7 +53,7 @@ def select_version(asked: str | None, *, user_id: str, defaults: Sequence[str], 
         return Selected(version=asked, source="request")
     chosen = assign(user_id, defaults or (FALLBACK,))
     if chosen in known:
-        return Selected(version=chosen, source="default")
+        return Selected(version=chosen, source="default", propensity=1 / max(1, len(defaults)))
     if FALLBACK not in known:
         raise PromptUnknown(chosen, known)
     return Selected(version=FALLBACK, source="fallback")

@@ -10,7 +10,7 @@ import attrs
 from aiohttp import ClientSession, web
 from llm_kit import FakeModel, Reply
 
-from app.generating import GenerateConfig, Generating, Making
+from app.generating import Generating
 from app.middleware import BODY_LIMIT_BYTES, answer_errors, carry_request_id
 from app.user_rows import UserRowReader
 from app.views.generate import generate_routes
@@ -21,7 +21,9 @@ from prompts.catalog import Catalog
 from prompts.gateway import Gateway, GatewayConfig
 from prompts.registry import SHIPPED
 from prompts.retries import RetryConfig
+from prompts.tips import Tip
 from prompts.wire import WireConfig
+from prompts.writer import Writer
 
 GOOD = "Pick one small task and finish it today."
 OTHER = "Close one open loop before lunch."
@@ -33,10 +35,12 @@ class Decisions:
     """A decision log that keeps what it gets."""
 
     rate: float | None = 1.0
+    admitted: int = 0
     written: list[GenerateDecided] = attrs.field(factory=list)
 
     def admit(self, request_id: str) -> float | None:
         """The rate, whatever the id."""
+        self.admitted += 1
         return self.rate
 
     def write(self, subject: str, payload: bytes) -> bool:
@@ -54,13 +58,13 @@ class Served:
     model: FakeModel
     gateway: Gateway
     decisions: Decisions
-    observed: list[Making]
-    generating: Generating
+    observed: list[Tip]
+    writer: Writer
     catalog: Catalog
 
     async def post(self, **fields: Any) -> tuple[int, Any]:
         """The status and the JSON of an answer."""
-        headers = {"X-Deadline-Ms": str(fields.pop("deadline_ms", 5000))}
+        headers = {"X-Deadline-Ms": str(fields.pop("deadline_ms", 30_000))}
         async with self.session.post("/generate", json={"user_id": "ada"} | fields, headers=headers) as response:
             return response.status, await response.json(content_type=None)
 
@@ -72,7 +76,7 @@ class Served:
 
     async def events(self, **fields: Any) -> list[tuple[str, Any]]:
         """The events of a streamed answer."""
-        headers = {"X-Deadline-Ms": str(fields.pop("deadline_ms", 5000))}
+        headers = {"X-Deadline-Ms": str(fields.pop("deadline_ms", 30_000))}
         body = {"user_id": "ada", "stream": True} | fields
         async with self.session.post("/generate", json=body, headers=headers) as response:
             assert response.status == 200
@@ -99,7 +103,7 @@ async def serving(
         folder: where the store would be.
         folders: of prompt variants beside the shipped ones.
     """
-    catalog, decisions, observed = Catalog([SHIPPED, *folders]), Decisions(), list[Making]()
+    catalog, decisions, observed = Catalog([SHIPPED, *folders]), Decisions(), list[Tip]()
     rows = UserRowReader(folder / "state.db")
     async with FakeModel(**script) as model:
         config = GatewayConfig(
@@ -108,14 +112,20 @@ async def serving(
             cache_s=cache_s,
         )
         async with Gateway(config) as gateway:
+            writer = Writer(
+                lambda: gateway if has_gateway else None,
+                release=catalog.release,
+                model="tips",
+                fallback_model=fallback_model,
+            )
             generating = Generating(
-                GenerateConfig(model="tips", fallback_model=fallback_model, defaults=defaults),
+                writer,
+                defaults=defaults,
                 catalog=lambda: catalog,
-                gateway=lambda: gateway if has_gateway else None,
                 rows=rows,
                 read_profile=ProfileReader(unknown=UnknownFeatures(lambda _: None), outside=lambda _: None).read,
                 decisions=decisions,
-                observe=observed.append,
+                observe=lambda tip, _: observed.append(tip),
             )
             app = web.Application(middlewares=[carry_request_id, answer_errors], client_max_size=BODY_LIMIT_BYTES)
             app.add_routes(generate_routes(generating))
@@ -126,7 +136,7 @@ async def serving(
             try:
                 async with ClientSession(url) as session:
                     yield Served(
-                        generating=generating,
+                        writer=writer,
                         catalog=catalog,
                         session=session,
                         model=model,

@@ -1,7 +1,7 @@
 """``POST /generate``: a tip for a user, whole or as server-sent events.
 
 The route reads the body and the deadline, watches whether its client is still there, and frames events;
-app/generating.py makes the tip. A client that leaves ends the call of its model. An event stream begins once the
+app/generating.py has the tip made. A client that leaves ends the call of its model. An event stream begins once the
 request is known to be valid, so what is wrong with one is answered as for any other.
 """
 
