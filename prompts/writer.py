@@ -84,7 +84,7 @@ class Writer:
     async def _next(self, tip: Tip, texts: AsyncGenerator[str, None]) -> str:
         """The next text, never an empty one; empty once the tip is there."""
         try:
-            async with asyncio.timeout(None) as wait:
+            async with asyncio.timeout(0 if self._is_stopping else None) as wait:
                 self._waits.add(wait)
                 try:
                     return await anext(texts, "")

@@ -228,3 +228,14 @@ async def test_stop_gives_a_tip_to_those_who_wait_for_a_model(is_streamed: bool)
         assert len(at.model.seen) == 1
     assert (waiting.fallback, waiting.degraded_reason, waiting.usage_estimated) == ("template", "stopping", True)
     assert (later.fallback, later.degraded_reason, later.usage) == ("template", "stopping", None)
+
+
+async def test_stop_ends_a_stream_whose_reader_is_busy() -> None:
+    """Nobody waits for the model at that moment; the next part is the tip that is made here."""
+    tip = tip_of()
+    async with desk(tips=[Reply(text=GOOD, stall=1)]) as at:
+        stream = at.writer.stream(tip)
+        await anext(stream)
+        at.writer.stop()
+        assert [part async for part in stream] == [Part(text=tip.text, is_whole=True)]
+    assert (tip.fallback, tip.degraded_reason) == ("template", "stopping")
