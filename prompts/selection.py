@@ -28,7 +28,7 @@ class Selected:
 
     Args:
         source: who asked for it; ``fallback`` stands for a default that has vanished.
-        propensity: with which probability a user gets this version.
+        propensity: with which probability a user whose request names none gets this version; 1 for one that is named.
     """
 
     version: str
@@ -51,12 +51,14 @@ def select_version(asked: str | None, *, user_id: str, defaults: Sequence[str], 
         if asked not in known:
             raise PromptUnknown(asked, known)
         return Selected(version=asked, source="request")
-    chosen = assign(user_id, defaults or (FALLBACK,))
-    if chosen in known:
-        return Selected(version=chosen, source="default", propensity=1 / max(1, len(defaults)))
-    if FALLBACK not in known:
+    dealt = defaults or (FALLBACK,)
+    chosen = assign(user_id, dealt)
+    version = chosen if chosen in known else FALLBACK
+    if version not in known:
         raise PromptUnknown(chosen, known)
-    return Selected(version=FALLBACK, source="fallback")
+    source: Source = "default" if version == chosen else "fallback"
+    served = [one if one in known else FALLBACK for one in dealt]
+    return Selected(version=version, source=source, propensity=served.count(version) / len(served))
 
 
 def assign(user_id: str, versions: Sequence[str]) -> str:

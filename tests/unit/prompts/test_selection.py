@@ -42,8 +42,18 @@ def test_default_that_vanished_is_v1_for_its_users_alone() -> None:
     users = [str(n) for n in range(100)]
     before = {user: select(None, "v2", "v3", user_id=user) for user in users}
     after = {user: select(None, "v2", "v3", user_id=user, known=("v1", "v3")) for user in users}
-    fallback = Selected(version="v1", source="fallback")
+    fallback = Selected(version="v1", source="fallback", propensity=0.5)
     assert after == {user: fallback if before[user].version == "v2" else before[user] for user in users}
+
+
+@given(st.lists(st.sampled_from(["v1", "v2", "v3", "v4"]), max_size=5, unique=True), st.sets(st.sampled_from(KNOWN)))
+def test_propensity_is_the_share_of_the_deals_that_lead_to_a_version(defaults: list[str], known: set[str]) -> None:
+    """Those of a vanished default count for v1, which may be one of the list itself; the shares add up to 1."""
+    known |= {"v1"}
+    selected = {select(None, *defaults, user_id=str(n), known=tuple(known)) for n in range(60)}
+    shares = {one.version: one.propensity for one in selected}
+    served = [version if version in known else "v1" for version in defaults or ["v1"]]
+    assert shares == {version: served.count(version) / len(served) for version in served}
 
 
 def test_default_that_vanished_with_v1_is_an_error() -> None:
