@@ -34,7 +34,6 @@ class Completion:
         usage: what this call spent; nothing for one that was ``cached``. With ``is_estimated`` the gateway did not say,
             and it is an upper bound.
         cost_usd: what the gateway charges for it; None when it is not known, 0 for one that was ``cached``.
-        latency_s: from the call to the whole answer, as this caller saw it.
         cached: whether it was made for another call, of now or of before.
         is_cut: whether the model ran into ``max_tokens``.
     """
@@ -43,7 +42,6 @@ class Completion:
     model: str
     usage: Usage
     cost_usd: float | None
-    latency_s: float
     is_estimated: bool = False
     cached: bool = False
     is_cut: bool = False

@@ -112,20 +112,20 @@ class Gateway:
         Raises:
             GatewayError: there is no answer that can be used.
         """
-        began = _now()
+        now = _now()
         call = self._call(messages, model, hints, is_stream=False)
-        if (kept := self._cache.get(call.key, began)) is not None:
-            return _again(kept, began)
+        if (kept := self._cache.get(call.key, now)) is not None:
+            return _again(kept)
         limit_s = min(deadline_s, self._config.timeout_s)
         try:
             landed = await self._shared.join(
-                call.key, lambda deadline: self._completed(call, deadline), ends_at=began + limit_s
+                call.key, lambda deadline: self._completed(call, deadline), ends_at=now + limit_s
             )
         except TimeoutError as error:
             raise GatewayError("timeout", f"no whole answer within {limit_s:g} s") from error
         if isinstance(landed.value, GatewayError):
             raise _copy(landed.value) from landed.value
-        return attrs.evolve(landed.value, latency_s=_now() - began) if landed.is_owner else _again(landed.value, began)
+        return landed.value if landed.is_owner else _again(landed.value)
 
     @asynccontextmanager
     async def stream(
@@ -142,13 +142,12 @@ class Gateway:
         Raises:
             GatewayError: there is no answer that can be used; while reading, that it broke off.
         """
-        began = _now()
         call = self._call(messages, model, hints, is_stream=True)
-        deadline = Deadline(began + min(deadline_s, self._config.timeout_s))
+        deadline = Deadline(_now() + min(deadline_s, self._config.timeout_s))
         async with AsyncExitStack() as stack:
             async with _within(deadline):
                 await stack.enter_async_context(self._slots.take())
-                answer = await self._retried(call, deadline, lambda: self._streamed(call, deadline, began))
+                answer = await self._retried(call, deadline, lambda: self._streamed(call, deadline))
                 stack.push_async_callback(answer.leave)
             yield answer
 
@@ -176,19 +175,18 @@ class Gateway:
             await asyncio.sleep(delay_s)
 
     async def _asked(self, call: Call, deadline: Deadline) -> Completion:
-        began = _now()
         with self._attempts.begin(call, deadline) as attempt:
             async with self._wire.ask(call.body) as pieces:
                 answer = decode_answer(await pieces.read(), cost_header=pieces.headers.get(COST_HEADER))
             attempt.succeed(answer.usage)
-        return _completion(call, answer, began)
+        return _completion(call, answer)
 
-    async def _streamed(self, call: Call, deadline: Deadline, began: float) -> "StreamedAnswer":
+    async def _streamed(self, call: Call, deadline: Deadline) -> "StreamedAnswer":
         """Starts a stream and reads up to its first text."""
         async with AsyncExitStack() as stack:
             attempt = stack.enter_context(self._attempts.begin(call, deadline))
             pieces = await stack.enter_async_context(self._wire.ask(call.body))
-            answer = StreamedAnswer(call, attempt, pieces=pieces, deadline=deadline, began=began)
+            answer = StreamedAnswer(call, attempt, pieces=pieces, deadline=deadline)
             await answer.start()
             answer.keep(stack.pop_all())
         return answer
@@ -223,12 +221,11 @@ class Gateway:
 class StreamedAnswer:
     """An answer while it is made: an async iterator of texts, then ``completion``."""
 
-    def __init__(self, call: Call, attempt: Attempt, *, pieces: Pieces, deadline: Deadline, began: float) -> None:
+    def __init__(self, call: Call, attempt: Attempt, *, pieces: Pieces, deadline: Deadline) -> None:
         self._call = call
         self._attempt = attempt
         self._pieces = pieces
         self._deadline = deadline
-        self._began = began
         self._collected = Collected()
         self._parser = EventParser()
         self._ready: deque[str] = deque()
@@ -240,11 +237,6 @@ class StreamedAnswer:
         """The whole answer; only after the last text."""
         assert self._completion is not None, "the stream has not ended"
         return self._completion
-
-    @property
-    def usage_most(self) -> Usage:
-        """What the call can't exceed, for one that is left before its end."""
-        return self._call.most
 
     def __aiter__(self) -> Self:
         return self
@@ -296,7 +288,7 @@ class StreamedAnswer:
             raise GatewayError("cut", "the stream ended before the answer did", may_retry=may_retry)
         answer = self._collected.answer()
         self._attempt.succeed(answer.usage)
-        self._completion = _completion(self._call, answer, self._began)
+        self._completion = _completion(self._call, answer)
 
 
 @asynccontextmanager
@@ -308,23 +300,20 @@ async def _within(deadline: Deadline) -> AsyncIterator[None]:
         raise GatewayError("timeout", "no whole answer before the deadline") from error
 
 
-def _completion(call: Call, answer: Answer, began: float) -> Completion:
+def _completion(call: Call, answer: Answer) -> Completion:
     return Completion(
         text=answer.text,
         model=answer.model or call.model,
         usage=answer.usage or call.most,
         cost_usd=answer.cost_usd,
-        latency_s=_now() - began,
         is_estimated=answer.usage is None,
         is_cut=answer.is_cut,
     )
 
 
-def _again(completion: Completion, began: float) -> Completion:
+def _again(completion: Completion) -> Completion:
     """The answer for one who caused no call: the one who did has its tokens and its cost."""
-    return attrs.evolve(
-        completion, usage=NOTHING, cost_usd=0.0, is_estimated=False, cached=True, latency_s=_now() - began
-    )
+    return attrs.evolve(completion, usage=NOTHING, cost_usd=0.0, is_estimated=False, cached=True)
 
 
 def _copy(error: GatewayError) -> GatewayError:

@@ -24,11 +24,9 @@ def tip_of() -> Tip:
     return Tip(variant=V1, context=PromptContext(), deadline=0)
 
 
-def completion(
-    text: str = GOOD, *, usage: Usage = TOOK, cost_usd: float | None = None, is_cut: bool = False
-) -> Completion:
+def completion(text: str, *, is_cut: bool = False) -> Completion:
     """What model "m" says."""
-    return Completion(text=text, model="m", usage=usage, cost_usd=cost_usd, latency_s=0, is_cut=is_cut)
+    return Completion(text=text, model="m", usage=TOOK, cost_usd=None, is_cut=is_cut)
 
 
 def test_tip_takes_a_text_that_may_be_shown() -> None:
