@@ -23,7 +23,7 @@ from models.errors import GatewayError
 RETRY_AFTER_HEADERS = ("Retry-After", "llm_provider-retry-after")
 
 _WORD = re.compile(r"[a-z_]{1,40}")
-_DIGITS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+_DIGITS = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 
 
 @attrs.frozen(kw_only=True)

@@ -64,6 +64,7 @@ def test_retry_draws_its_pause_from_nothing_to_the_limit() -> None:
     [
         pytest.param({}, None, id="none"),
         pytest.param({"Retry-After": "3"}, 3.0, id="seconds"),
+        pytest.param({"Retry-After": "86400000"}, 86_400_000.0, id="a-thousand-days"),
         pytest.param({"llm_provider-retry-after": "2.5"}, 2.5, id="of-the-provider"),
         pytest.param({"Retry-After": "Sun, 01 Mar 2026 12:00:07 GMT"}, 7.0, id="date"),
         pytest.param({"Retry-After": "Sun, 01 Mar 2026 11:00:00 GMT"}, 0.0, id="past"),
