@@ -2,7 +2,7 @@
 
 This module owns a call from the messages to a whole answer: the caller's deadline, asking again, the breaker, how many
 calls run at once, and one call for identical prompts. It chooses no model and has no other answer when there is none:
-that is decided where a tip is made. One request is prompts/wire.py, what an answer says is prompts/answers.py, when to
+prompts/writer.py decides that. One request is prompts/wire.py, what an answer says is prompts/answers.py, when to
 ask again is prompts/retries.py, and what everything cost is prompts/ledger.py.
 
 Whoever is cancelled or stops reading closes its connection to the gateway. LiteLLM then ends the model's work on a
@@ -126,6 +126,10 @@ class Gateway:
         if isinstance(landed.value, GatewayError):
             raise _copy(landed.value) from landed.value
         return landed.value if landed.is_owner else _again(landed.value)
+
+    def forget(self, messages: Messages, *, model: str, hints: Hints) -> None:
+        """Keeps an answer no longer that was of no use; the next one who asks for it has another one made."""
+        self._cache.drop(self._call(messages, model, hints, is_stream=False).key)
 
     @asynccontextmanager
     async def stream(

@@ -119,3 +119,7 @@ class AnswerCache(Generic[T]):
         self._kept[key] = (now + self._ttl_s, value)
         while len(self._kept) > self._max_entries or next(iter(self._kept.values()))[0] <= now:
             self._kept.popitem(last=False)
+
+    def drop(self, key: str) -> None:
+        """Keeps an answer no longer."""
+        self._kept.pop(key, None)

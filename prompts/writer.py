@@ -109,8 +109,9 @@ class Writer:
                 if left_s <= 0:
                     tip.reasons.append("timeout")
                     break
+                is_told = is_streamed and fallback == "none"
                 try:
-                    if is_streamed and fallback == "none":
+                    if is_told:
                         async with gateway.stream(messages, model=model, hints=hints, deadline_s=left_s) as answer:
                             async for text in answer:
                                 yield text
@@ -125,6 +126,8 @@ class Writer:
                     raise
                 if tip.take(completion, fallback):
                     return
+                if not is_told:  # streams are not kept
+                    gateway.forget(messages, model=model, hints=hints)
             tip.take_local()
         finally:
             self._open -= 1

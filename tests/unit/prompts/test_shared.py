@@ -146,6 +146,16 @@ def test_cache_forgets_after_its_time() -> None:
     assert [cache.get("k", 9.9), cache.get("k", 10), cache.get("x", 0), none.get("k", 0)] == ["v", None, None, None]
 
 
+def test_cache_gives_no_answer_that_was_dropped() -> None:
+    """The others stay, and one that is not there may be dropped, too."""
+    cache = AnswerCache[str](ttl_s=10, max_entries=5)
+    for key in ("a", "b"):
+        cache.put(key, "v", 0)
+    for key in ("a", "x"):
+        cache.drop(key)
+    assert [cache.get("a", 1), cache.get("b", 1)] == [None, "v"]
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 4)), max_size=60))
 def test_cache_is_bounded_and_keeps_the_newest(puts: list[tuple[int, float]]) -> None:
     """Whatever is put in, the last three keys are there while they are young enough, and no others."""

@@ -43,10 +43,12 @@ class Desk:
 
 
 @contextlib.asynccontextmanager
-async def desk(*, fallback_model: str | None = None, **script: list[Reply]) -> AsyncIterator[Desk]:
+async def desk(
+    *, fallback_model: str | None = None, cache_s: float = 0.0, **script: list[Reply]
+) -> AsyncIterator[Desk]:
     """A writer whose first model is "tips"."""
     async with FakeModel(**script) as model:
-        config = GatewayConfig(wire=WireConfig(url=model.url), retry=RetryConfig(max_retries=0))
+        config = GatewayConfig(wire=WireConfig(url=model.url), retry=RetryConfig(max_retries=0), cache_s=cache_s)
         async with Gateway(config) as gateway:
             writer = Writer(lambda: gateway, release=as_it_is, model="tips", fallback_model=fallback_model)
             yield Desk(writer, gateway, model)
@@ -114,6 +116,30 @@ async def test_writer_sums_up_what_both_models_took() -> None:
         await at.write(tip)
     assert (tip.text, tip.failed_checks) == (OTHER, ["numbers"])
     assert tip.usage == Usage(prompt_tokens=22, completion_tokens=14)  # 2 * 11, 2 * 7
+
+
+async def test_writer_keeps_no_text_that_was_refused() -> None:
+    """The next one who asks the same gets another text, which is kept; a refused one would stand for a day."""
+    tips = [tip_of() for _ in range(3)]
+    async with desk(cache_s=60, tips=[Reply(text=NUMBERS), Reply(text=GOOD)]) as at:
+        for tip in tips:
+            await at.write(tip)
+        assert len(at.model.seen) == 2
+    assert [(tip.fallback, tip.cached) for tip in tips] == [
+        ("template", False),
+        ("none", False),
+        ("none", True),
+    ]
+
+
+async def test_stream_that_is_refused_leaves_what_is_kept() -> None:
+    """It was another text: who asks for a whole one has the one that passed before."""
+    first, told, again = tip_of(), tip_of(), tip_of()
+    async with desk(cache_s=60, tips=[Reply(text=GOOD), Reply(text=NUMBERS)]) as at:
+        await at.write(first)
+        await at.write(told, is_streamed=True)
+        await at.write(again)
+    assert (told.degraded_reason, again.text, again.cached) == ("failed_checks:numbers", GOOD, True)
 
 
 @BOTH_WAYS
