@@ -6,8 +6,9 @@ request is known to be valid, so what is wrong with one is answered as for any o
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, Protocol, TypeVar
 
 import attrs
@@ -59,10 +60,8 @@ def generate_routes(generating: Generates) -> web.RouteTableDef:
 
     @routes.post("/generate")
     async def generate(request: web.Request) -> web.StreamResponse:
-        began, deadline_s = (
-            time.monotonic(),
-            read_deadline_s(request.headers.get(DEADLINE_HEADER), default_ms=DEADLINE_MS),
-        )
+        began = time.monotonic()
+        deadline_s = read_deadline_s(request.headers.get(DEADLINE_HEADER), default_ms=DEADLINE_MS)
         body = await read_body(request)
         making = generating.begin(body, request_id=request[REQUEST_ID], began=began, deadline_s=deadline_s)
         if making.asked.stream:
@@ -73,16 +72,30 @@ def generate_routes(generating: Generates) -> web.RouteTableDef:
     return routes
 
 
-async def _while_there(request: web.Request, making: Awaitable[T]) -> T:
+async def _while_there(
+    request: web.Request,
+    making: Awaitable[T],
+    *,
+    beat: Callable[[], Awaitable[None]] | None = None,
+    beat_s: float = HEARTBEAT_S,
+) -> T:
     """Waits for a result while the client is there.
 
+    Args:
+        beat: called whenever ``beat_s`` have passed.
+
     Raises:
-        ConnectionResetError: it has left; what was waited for is cancelled.
+        ConnectionResetError: it has left; what was waited for is cancelled, and has ended.
     """
-    task = asyncio.ensure_future(making)
+    task, loop = asyncio.ensure_future(making), asyncio.get_running_loop()
+    quiet_since = loop.time()
     try:
         while not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
-            _refuse_gone(request)
+            if request.transport is None or request.transport.is_closing():
+                raise ConnectionResetError("the client has left")
+            if beat and loop.time() - quiet_since >= beat_s:
+                quiet_since = loop.time()
+                await beat()
         return task.result()
     finally:
         if not task.done():
@@ -90,43 +103,20 @@ async def _while_there(request: web.Request, making: Awaitable[T]) -> T:
             await asyncio.wait({task})
 
 
-def _refuse_gone(request: web.Request) -> None:
-    if request.transport is None or request.transport.is_closing():
-        raise ConnectionResetError("the client has left")
-
-
 async def send_events(
     request: web.Request, events: AsyncGenerator[Event, None], *, heartbeat_s: float = HEARTBEAT_S
 ) -> web.StreamResponse:
     """Sends events as they come, and a comment when none has come for ``heartbeat_s``."""
     response = web.StreamResponse(headers=_STREAM_HEADERS | {"X-Request-Id": request[REQUEST_ID]})
-    loop = asyncio.get_running_loop()
-    try:
+
+    async def beat() -> None:
+        await response.write(b": still at it\n\n")
+
+    async with contextlib.aclosing(events):
         await response.prepare(request)
-        quiet_since = loop.time()
-        following: asyncio.Future[Event] | None = None
-        try:
-            while True:
-                following = following or asyncio.ensure_future(anext(events))
-                if (await asyncio.wait({following}, timeout=LOOK_S))[0]:
-                    try:
-                        event = following.result()
-                    except StopAsyncIteration:
-                        break
-                    following, quiet_since = None, loop.time()
-                    await response.write(b"event: %s\ndata: %s\n\n" % (event.name.encode(), event.data))
-                    continue
-                _refuse_gone(request)
-                if loop.time() - quiet_since >= heartbeat_s:
-                    quiet_since = loop.time()
-                    await response.write(b": still at it\n\n")
-        finally:
-            if following is not None and not following.done():
-                following.cancel()
-                await asyncio.wait({following})
+        while event := await _while_there(request, anext(events, None), beat=beat, beat_s=heartbeat_s):
+            await response.write(b"event: %s\ndata: %s\n\n" % (event.name.encode(), event.data))
         await response.write_eof()
-    finally:
-        await events.aclose()
     return response
 
 
