@@ -7,10 +7,11 @@ count, for "down 20 %" is what a person says of -0.2. Percentages, times of day 
 are not compared with each other. Decides without I/O; prompts/checks.py uses it.
 """
 
+import bisect
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import attrs
@@ -61,8 +62,16 @@ def numbers_in(text: str) -> list[Number]:
 
 def unknown_numbers(text: str, known: Iterable[Number]) -> list[Number]:
     """The numbers of a text that are none of the known ones, nor one of them rounded."""
-    truths = list(known)
-    return [number for number in numbers_in(text) if not any(_tells(number, truth) for truth in truths)]
+    truths: dict[Kind, list[float]] = {"plain": [], "percent": [], "time": []}
+    for truth in set(known):
+        truths[truth.kind].append(truth.value)
+        if truth.is_ratio:
+            truths["percent"].append(100 * truth.value)
+    for values in truths.values():
+        values.sort()
+    said = numbers_in(text)
+    unknown = {number for number in set(said) if not _is_among(number, truths[number.kind])}
+    return [number for number in said if number in unknown]
 
 
 def _numbers(text: str) -> Iterator[Number]:
@@ -93,15 +102,15 @@ def _value_of_words(found: "re.Match[str]") -> float:
     return float(value * _SCALES[(found["wordscale"] or found["onescale"] or "one").lower()])
 
 
-def _tells(said: Number, truth: Number) -> bool:
-    """Whether what is said is the truth, exactly or rounded to the decimals that are written."""
-    if said.kind == "percent" and truth.is_ratio:
-        return _rounds(said, 100 * truth.value)
-    return said.kind == truth.kind and _rounds(said, truth.value)
+def _is_among(said: Number, truths: Sequence[float]) -> bool:
+    """Whether what is said is a truth, exactly or rounded; of the sorted truths only those around it are looked at."""
+    reach = 10**-said.decimals + 1e-9 * said.value
+    first, end = bisect.bisect_left(truths, said.value - reach), bisect.bisect_right(truths, said.value + reach)
+    return any(_rounds(said, truths[place]) for place in range(first, end))
 
 
 def _rounds(said: Number, truth: float) -> bool:
-    """Rounding may neither make nothing of something, nor a whole one of a share."""
+    """To the decimals that are written; rounding may neither make nothing of something, nor a whole one of a share."""
     if math.isclose(said.value, truth, rel_tol=1e-12):
         return True
     is_near = abs(said.value - truth) <= 0.5 * 10**-said.decimals * (1 + 1e-9)

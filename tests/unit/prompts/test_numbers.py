@@ -86,3 +86,21 @@ def test_number_rounded_by_python_is_known(value: float, decimals: int) -> None:
 def test_numbers_of_a_text_are_known_to_it(text: str) -> None:
     """A tip that repeats its context invents nothing, and any text can be read."""
     assert unknown_numbers(text, numbers_in(text)) == []
+
+
+AROUND = st.sampled_from([0.0, 0.3, 0.5, 0.96, 1.0, 1.04, 1.5, 9.0, 10.0, 99.5, 100.0, 540.0, 1e9, 1e300, float("inf")])
+NUMBERS = st.builds(Number, value=AROUND, kind=st.sampled_from(["plain", "percent", "time"]))
+TRUTHS = NUMBERS | st.builds(Number, value=AROUND, is_ratio=st.just(True))
+SAID = st.sampled_from(["0", "1", "0.5", "1.0", "10", "50 %", "100 %", "30%", "9:00", "9", "1000000000", "9" * 400])
+
+
+@given(st.lists(SAID, max_size=8), st.lists(TRUTHS, max_size=8))
+def test_numbers_that_are_unknown_are_so_to_each_truth(said: list[str], truths: list[Number]) -> None:
+    """Many truths know what any one of them does, each number of the text is judged, and their order stays."""
+    text = " and ".join(said)
+    expected = [number for one in said for number in unknown_numbers(one, []) if _is_unknown_to_each(one, truths)]
+    assert unknown_numbers(text, truths) == expected
+
+
+def _is_unknown_to_each(said: str, truths: list[Number]) -> bool:
+    return all(unknown_numbers(said, [truth]) for truth in truths)
