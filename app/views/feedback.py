@@ -17,6 +17,7 @@ from models.codec import aware, between, decoder_for, encode_json, identifier
 from models.errors import BrokerUnavailable
 from models.events import TipRewarded
 from streams.broker import Broker
+from streams.handlers.feedback import reward_key
 from streams.lookup import MSG_ID
 
 SUBJECT = "feedback.tip.rewarded"
@@ -57,10 +58,9 @@ class BrokerSource(Protocol):
         """The connection; None when NATS is disabled, and until the start has come to it."""
 
 
-def message_id(request_id: str, tip_id: str) -> str:
+def message_id(event: TipRewarded) -> str:
     """The id under which the stream keeps the event once: a hash, for ids of users are no business of headers."""
-    digest = hashlib.sha256(f"{len(request_id)}:{request_id}:{tip_id}".encode()).digest()
-    return f"feedback:{digest[:_ID_BYTES].hex()}"
+    return f"feedback:{hashlib.sha256(reward_key(event).encode()).digest()[:_ID_BYTES].hex()}"
 
 
 def feedback_routes(source: BrokerSource) -> web.RouteTableDef:
@@ -88,7 +88,7 @@ async def _store(broker: Broker | None, event: TipRewarded) -> int:
     """
     if broker is None or not broker.is_connected:  # publishing would wait for a connection
         raise BrokerUnavailable("feedback: there is no connection to NATS")
-    headers = {MSG_ID: message_id(event.request_id, event.tip_id)}
+    headers = {MSG_ID: message_id(event)}
     return (await broker.publish(SUBJECT, encode_json(event), headers, timeout_s=STORE_S)).seq
 
 
