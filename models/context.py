@@ -13,7 +13,7 @@ import datetime as dt
 import itertools
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import attrs
@@ -164,13 +164,12 @@ def _facts(given: Mapping[str, float | None], declared: Iterable[Declared]) -> I
         yield Fact(name=feature.name, value=float(value), unit=feature.unit, meaning=feature.meaning)
 
 
-def _row_signals(rows: Mapping[str, object], now: dt.datetime) -> list[str]:
+def _row_signals(rows: Mapping[str, object], now: dt.datetime) -> Iterator[str]:
     """What our tables say that the user did, the newest first."""
     row = rows.get("user_sync")
-    if not isinstance(row, UserSync):
-        return []
-    newest = sorted(row.providers.items(), key=lambda item: (item[1].synced_at, item[0]), reverse=True)
-    return [_synchronised(clean_text(provider, PROVIDER_CHARS), sync, now) for provider, sync in newest]
+    if isinstance(row, UserSync):
+        newest = sorted(row.providers.items(), key=lambda item: (item[1].synced_at, item[0]), reverse=True)
+        yield from (_synchronised(_cleaned(provider, PROVIDER_CHARS), sync, now) for provider, sync in newest)
 
 
 def _synchronised(provider: str, sync: ProviderSync, now: dt.datetime) -> str:

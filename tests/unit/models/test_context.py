@@ -125,6 +125,12 @@ def test_context_is_bounded() -> None:
     assert context.signals[0].endswith("x…") and len(context.tip_kind or "") == TIP_KIND_CHARS
 
 
+def test_name_of_a_provider_is_looked_at_in_part() -> None:
+    """As every other text: an event may bring a name of a megabyte, and cleaning all of it would hold the loop."""
+    rows = {"user_sync": UserSync(providers={"\u202e" * 1000 + "late": synced(hours=1)})}
+    assert assemble(rows=rows).signals == ("synchronised 3 tasks from 1 hour ago",)
+
+
 @pytest.mark.parametrize(
     ("text", "cleaned"),
     [
