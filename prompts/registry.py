@@ -277,7 +277,7 @@ def _facts(file: Path, front: str, allowed: Collection[str] | None) -> _Facts:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         _refuse(file, f"not valid YAML ({error.problem})", line=mark.line + 1 if mark else None)
-    except (yaml.YAMLError, ValueError) as error:  # a character, or a date, that can't be
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # a value that can't be of its tag
         _refuse(file, f"not valid YAML ({' '.join(str(error).split())})")
     if not isinstance(data, dict):
         _refuse(file, f"expected keys and values, got {data!r}", line=2)
