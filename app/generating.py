@@ -273,7 +273,9 @@ _decode = decoder_for(GenerateRequest)
 
 
 def _usage(tip: Tip) -> TokenUsage | None:
-    return TokenUsage(**attrs.asdict(tip.usage)) if tip.usage else None
+    if tip.usage is None:
+        return None
+    return TokenUsage(prompt_tokens=tip.usage.prompt_tokens, completion_tokens=tip.usage.completion_tokens)
 
 
 def _event(name: Literal["tip", "replace"], **data: str) -> Event:

@@ -77,16 +77,15 @@ def check_tip(text: str, *, limits: Limits, context: PromptContext) -> Checked:
     return Checked(text=tip, repaired=tuple(repaired), failed=("markup",))
 
 
-def known_numbers(context: PromptContext) -> list[Number]:
+def known_numbers(context: PromptContext) -> Iterator[Number]:
     """Every number that a tip from this context may name."""
-    texts = [context.tip_kind or "", *context.signals, *(fact.label for fact in context.profile)]
-    known = [number for text in texts for number in numbers_in(text)]
+    for text in (context.tip_kind or "", *context.signals, *(fact.label for fact in context.profile)):
+        yield from numbers_in(text)
     for fact in context.profile:
         if fact.unit != FLAG:
-            known.append(Number(value=abs(fact.value), is_ratio=fact.unit == RATIO))
+            yield Number(value=abs(fact.value), is_ratio=fact.unit == RATIO)
         if fact.unit == HOUR:
-            known.append(Number(value=60 * fact.value, kind="time"))
-    return known
+            yield Number(value=60 * fact.value, kind="time")
 
 
 def _failures(tip: str, limits: Limits, context: PromptContext) -> Iterator[str]:

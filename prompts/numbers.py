@@ -62,6 +62,9 @@ def numbers_in(text: str) -> list[Number]:
 
 def unknown_numbers(text: str, known: Iterable[Number]) -> list[Number]:
     """The numbers of a text that are none of the known ones, nor one of them rounded."""
+    said = numbers_in(text)
+    if not said:
+        return []
     truths: dict[Kind, list[float]] = {"plain": [], "percent": [], "time": []}
     for truth in set(known):
         truths[truth.kind].append(truth.value)
@@ -69,7 +72,6 @@ def unknown_numbers(text: str, known: Iterable[Number]) -> list[Number]:
             truths["percent"].append(100 * truth.value)
     for values in truths.values():
         values.sort()
-    said = numbers_in(text)
     unknown = {number for number in set(said) if not _is_among(number, truths[number.kind])}
     return [number for number in said if number in unknown]
 
