@@ -47,11 +47,14 @@ async def desk(
     *, fallback_model: str | None = None, cache_s: float = 0.0, **script: list[Reply]
 ) -> AsyncIterator[Desk]:
     """A writer whose first model is "tips"."""
-    async with FakeModel(**script) as model:
-        config = GatewayConfig(wire=WireConfig(url=model.url), retry=RetryConfig(max_retries=0), cache_s=cache_s)
-        async with Gateway(config) as gateway:
-            writer = Writer(lambda: gateway, release=as_it_is, model="tips", fallback_model=fallback_model)
-            yield Desk(writer, gateway, model)
+    async with FakeModel(**script) as model, Gateway(config_of(model, cache_s=cache_s)) as gateway:
+        writer = Writer(lambda: gateway, release=as_it_is, model="tips", fallback_model=fallback_model)
+        yield Desk(writer, gateway, model)
+
+
+def config_of(model: FakeModel, *, cache_s: float = 0.0) -> GatewayConfig:
+    """Asks once."""
+    return GatewayConfig(wire=WireConfig(url=model.url), retry=RetryConfig(max_retries=0), cache_s=cache_s)
 
 
 def as_it_is(variant: Variant) -> Variant:
@@ -158,6 +161,16 @@ async def test_writer_without_a_gateway_makes_the_tip() -> None:
     parts = [part async for part in Writer(lambda: None, release=as_it_is, model="tips").stream(tip)]
     assert parts == [Part(text=tip.text)]
     assert (tip.fallback, tip.degraded_reason, tip.usage) == ("template", "no_gateway", None)
+
+
+async def test_writer_asks_with_what_is_released(tmp_path: Path) -> None:
+    """A variant that has changed since it was chosen is asked with as it is now, and the tip says so."""
+    (tmp_path / "v1.j2").write_text((SHIPPED / "v1.j2").read_text() + "\nAs it is now.\n")
+    current, tip = load_variant(tmp_path / "v1.j2"), tip_of()
+    async with FakeModel(tips=[Reply(text=GOOD)]) as model, Gateway(config_of(model)) as gateway:
+        await Writer(lambda: gateway, release=lambda _: current, model="tips").write(tip)
+        assert model.seen[0].body["messages"][1]["content"].endswith("As it is now.")
+    assert tip.variant is current
 
 
 async def test_writer_makes_the_tip_when_the_prompt_can_not_be_rendered(
