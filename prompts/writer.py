@@ -72,7 +72,7 @@ class Writer:
             while text := await self._next(tip, texts):
                 said += text
                 yield Part(text=text)
-        if said != tip.text:
+        if said.strip() != tip.text:
             yield Part(text=tip.text, is_whole=bool(said))
 
     def stop(self) -> None:
