@@ -239,7 +239,7 @@ async def test_standby_takes_over_as_soon_as_the_owner_stops(nats_server: NatsSe
             assert second.consumer().processed == 0
             await first.stop()
             await publish(nc, [payload(f"user{user}", 100) for user in range(4)])
-            await wait_until(lambda: second.consumer().role == "owner", 1)
+            await wait_until(lambda: second.consumer().role == "owner")
             await rows_become(state, expected(4, 101))
+            await all_acked(nc)  # which follows the counting, as that follows the commit
             assert first.consumer().processed + second.consumer().processed == 4 * 101
-            await all_acked(nc)

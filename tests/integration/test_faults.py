@@ -217,7 +217,7 @@ async def test_events_wait_in_the_store_while_the_server_is_away(nats_server: Na
     ):
         await stream_is_there(nc)
         await publish(nc, [*payloads(3, 2), b"broken"])
-        await wait_until(lambda: running.consumer().ack_pending >= 3)
+        await wait_until(lambda: "test-steps: 6 messages in hand" in running.service.unfinished(), what="6 in hand")
         nats_server.stop()
         gate.set()
         await rows_become(state, expected(3, 2))

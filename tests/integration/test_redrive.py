@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ async def ask(nc: Client, seq: int, action: str = "redrive", *, to: str = "steps
 
 async def other(event: Step, ctx: Context) -> None:
     """Another handler of the table."""
+
+
+async def time_has_come(running: Running, state: Path) -> None:
+    """Has a parked lane run as if an hour had passed, once the redriven message waits in it too."""
+    owned, worker = running.service._owned, running.service._worker("test-steps")
+    assert owned is not None and worker is not None
+    await wait_until(lambda: letters_of(state)[1].is_waiting and owned.committer.is_idle, what="it waits in the store")
+    worker._unparker.take_due(time.time() + 3600)
 
 
 async def is_serving(running: Running) -> None:
@@ -145,6 +154,7 @@ async def test_redriven_message_that_fails_stays_dead(
         letter = letters_of(state)[1]
         assert (letter.state, letter.error.partition(":")[0]) == ("dead", type(error).__name__)
         assert (running.consumer().parked, running.consumer().dead_lettered) == (0, 1)
+        await all_acked(nc)  # the letter is stored then
         letters = [found for found in await messages_of(nc, "DEAD_LETTERS") if "redrive" not in found.subject]
         assert len(letters) == 1
 
@@ -175,12 +185,13 @@ async def test_redrive_waits_behind_a_parked_lane(nats_server: NatsServer, tmp_p
         await is_serving(running)
         await publish(nc, [payload("user0", 0)])
         await wait_until(lambda: running.consumer().dead_lettered == 1)
-        mending.error = Retry(delay_s=0.5)
+        mending.error = Retry(delay_s=3600)
         await publish(nc, [payload("user0", 1)])
         await wait_until(lambda: running.consumer().parked == 1)
         await ask(nc, 1)
         await wait_until(lambda: running.consumer().parked == 2)
         mending.error = None
+        await time_has_come(running, state)
         await rows_become(state, {"user0": [0, 1]})
         assert letters_of(state)[1].state == "applied"
         await wait_until(lambda: running.consumer().parked == 0)
@@ -245,7 +256,7 @@ async def test_second_request_for_a_message_that_waits_is_refused(nats_server: N
         await is_serving(running)
         await publish(nc, [payload("user0", 0)])
         await wait_until(lambda: running.consumer().dead_lettered == 1)
-        mending.error = Retry(delay_s=1)
+        mending.error = Retry(delay_s=3600)
         await publish(nc, [payload("user0", 1)])
         await wait_until(lambda: running.consumer().parked == 1)
         for action in ("redrive", "redrive", "drop"):
@@ -253,6 +264,7 @@ async def test_second_request_for_a_message_that_waits_is_refused(nats_server: N
         await all_acked(nc, "steps-redrive", stream="DEAD_LETTERS")
         assert letters_of(state)[1].is_waiting
         mending.error = None
+        await time_has_come(running, state)
         await wait_until(lambda: letters_of(state)[1].state == "applied")
         await publish(nc, [payload("user0", 2)])
         await wait_until(lambda: len(read_rows(state)["user0"]) == 3)

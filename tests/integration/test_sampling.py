@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness import NatsServer
+from harness import NatsServer, wait_until
 from service_kit import api, client, publish
 
 from streams.broker import Broker
@@ -26,7 +26,11 @@ async def test_sample_has_the_newest_messages_of_the_subject_alone(nats_server: 
         assert await sample(nats_server, "signals.a", 3) == [b"17", b"18", b"19"]
         assert await sample(nats_server, "signals.a", 20) == [b"%d" % n for n in range(20)]
         assert len(await sample(nats_server, "signals.a", 100)) == 20
-        assert (await api(nc, "STREAM.INFO.SIGNALS"))["state"]["consumer_count"] == 0
+
+        async def is_tidy() -> bool:  # the server removes consumers a moment after it was told to
+            return bool((await api(nc, "STREAM.INFO.SIGNALS"))["state"]["consumer_count"] == 0)
+
+        await wait_until(is_tidy, what="no consumer is left")
 
 
 async def test_sample_of_a_stream_whose_begin_is_gone(nats_server: NatsServer) -> None:

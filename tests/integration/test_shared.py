@@ -15,7 +15,6 @@ from service_kit import (
     all_acked,
     client,
     count_of,
-    info,
     messages_of,
     payload,
     payloads,
@@ -112,8 +111,12 @@ async def test_messages_without_order_are_applied_once_each(nats_server: NatsSer
         await wait_until(lambda: not running.service._shared or not running.service._shared.outbox.unsent_count)
         outputs = [json.loads(message.data)["n"] for message in await messages_of(nc, "FEEDBACK", "feedback.out")]
         assert sorted(outputs) == list(range(300))
-        await asyncio.sleep(1.5)  # the server's floor is looked at once a second, and the next commit stores it
-        await publish(nc, [payload("u", 300)], subject="signals.shared")
+        worker = running.service._worker("test-shared")
+        assert worker is not None
+        position = worker._hand.position
+        assert position is not None
+        await wait_until(lambda: (floor := position.advance()) and floor.seq == 300, what="the server's floor is known")
+        await publish(nc, [payload("u", 300)], subject="signals.shared")  # its commit stores the floor
         await total_becomes(state, 301)
         await wait_until(lambda: select(state, "select seq from floors") >= [(300,)])
         assert select(state, "select count(*) from marks")[0][0] <= 1
@@ -138,6 +141,7 @@ async def test_two_workers_share_a_table_and_one_owns_the_others(nats_server: Na
         await publish(nc, [payload("u", n) for n in range(2000)], subject="signals.shared")
         await publish(nc, payloads(3, 5))
         await total_becomes(state, 2000)
+        await all_acked(nc, "shared")  # which follows the counting, as that follows the commit
         counts = [worker.consumer("shared").processed for worker in (one, two)]
         assert sum(counts) == 2000 and min(counts) > 0
         assert {worker.consumer().role for worker in (one, two)} == {"owner", "standby"}
@@ -255,7 +259,7 @@ async def test_shared_table_survives_its_server(nats_server: NatsServer, tmp_pat
             nats_server.kill9()
         nats_server.restart()
         await total_becomes(state, 400)
-        assert (await info(nc, "shared"))["num_pending"] == 0
+        await all_acked(nc, "shared")  # what a killed server has forgotten comes again first
 
 
 async def test_crew_that_has_stopped_takes_nothing_over(nats_server: NatsServer, tmp_path: Path) -> None:

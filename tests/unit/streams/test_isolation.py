@@ -179,21 +179,21 @@ async def test_isolation_classifies_errors_by_the_policy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "text"),
+    ("body", "text", "start_s"),
     [
-        ("import os; os._exit(4)", "the handler's process ended at its start (exit code 4)"),
-        ("import time; time.sleep(60)", "the handler's process was not ready within 3 s"),
-        ("import nowhere_to_be_found", "the handler's process can't import it (ModuleNotFoundError"),
-        ("", "the handler's process can't import it (LookupError"),
+        ("import os; os._exit(4)", "the handler's process ended at its start (exit code 4)", 30),
+        ("import time; time.sleep(60)", "the handler's process was not ready within 0.5 s", 0.5),
+        ("import nowhere_to_be_found", "the handler's process can't import it (ModuleNotFoundError", 30),
+        ("", "the handler's process can't import it (LookupError", 30),
     ],
     ids=["exit", "slow", "import", "empty"],
 )
 async def test_isolation_blames_no_message_for_a_process_that_does_not_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, text: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, text: str, start_s: float
 ) -> None:
     """It is a fault of kind retry, for the message never ran."""
     monkeypatch.syspath_prepend(tmp_path)
-    async with Isolation(start_s=3) as isolation:
+    async with Isolation(start_s=start_s) as isolation:
         fault = await run(isolation, handler=handler_in(tmp_path, "strange_module", body))
     assert isinstance(fault, Fault) and fault.kind == "retry" and fault.text.startswith(text)
 
