@@ -59,7 +59,7 @@ class Hand:
 
     Of the processes that share a table only one ``runs_parked``: the owner. ``letters`` are messages that were given
     up and whose dead letters JetStream has not stored yet, by sequence; ``parked_elsewhere`` counts what waits in the
-    store for all processes.
+    store for all processes; ``trying`` are failed messages that the server shall keep once that is committed.
     """
 
     durable: str
@@ -71,6 +71,7 @@ class Hand:
     parked: ParkedLanes = attrs.field(factory=ParkedLanes)
     waiting: Rows = attrs.field(factory=dict)
     letters: dict[int, Message] = attrs.field(factory=dict)
+    trying: set[int] = attrs.field(factory=set)
     position: Position | SharedPosition | None = None
 
 
@@ -128,6 +129,7 @@ class Outcomes:
         if verdict.kind == "dead":
             change = self._dead(item, verdict, now)
         elif self._may_nak(item, now):
+            hand.trying.add(item.seq)
             change = changes.tried(hand.durable, item, verdict, now=now)
         else:
             change = changes.parked(hand.durable, item, verdict, now=now)
@@ -148,9 +150,10 @@ class Outcomes:
         if not self._hand.is_shared or item.is_parked:
             return False
         try:
-            return self._services.store.count_tried(self._hand.durable, now) < MAX_ACK_PENDING // 2
+            committed_count = self._services.store.count_tried(self._hand.durable, now)
         except StoreError:
             return False
+        return committed_count + len(self._hand.trying) < MAX_ACK_PENDING // 2
 
     def _dead(self, item: Item, verdict: Verdict, now: float) -> Change:
         position = self._hand.position
@@ -191,6 +194,7 @@ class Outcomes:
             has_letter = entry.change.dead is not None and not item.is_redriven
             self._release(entry.change, item, is_dead=has_letter)
             if entry.change.tried:
+                hand.trying.discard(item.seq)
                 delay = json.dumps({"delay": int(outcome.verdict.delay_s * 1e9)})
                 self._owner.finish(item.message, b"-NAK " + delay.encode())
             elif item.message.reply and not has_letter:
@@ -226,6 +230,7 @@ class Outcomes:
 
     def _drop(self, change: Change, item: Item, replies: list[str]) -> None:
         """Lets a message go that another process has given its outcome."""
+        self._hand.trying.discard(item.seq)
         if change.parked and not item.is_parked:
             self._hand.parked.finish_first(item.key, time.time())
         if item.message.reply:
@@ -241,7 +246,9 @@ class Outcomes:
         """Chooses a dead letter for a message whose own change the store refused."""
         outcome: Outcome = entry.outcome
         item, hand = outcome.item, self._hand
-        if outcome.verdict.kind == "parked" and not item.is_parked:
+        if entry.change.tried:
+            hand.trying.discard(item.seq)
+        elif outcome.verdict.kind == "parked" and not item.is_parked:
             hand.parked.finish_first(item.key, time.time())
         verdict = Verdict(kind="dead", is_failure=True, error=describe(error))
         hand.stats.failed(item.handler.name)

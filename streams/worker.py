@@ -247,6 +247,7 @@ class TableWorker:
         self._lanes.drop_waiting()
         self._hand.held.clear()
         self._hand.waiting.clear()
+        self._hand.trying.clear()
 
     def on_store_recovery(self) -> None:
         """Starts again from what is committed."""
