@@ -436,7 +436,7 @@ async def test_key_is_nowhere_to_be_seen(reply: Reply, is_stream: bool, caplog: 
     breaker = BreakerConfig(failures_in_row=1, open_s=60)
     with caplog.at_level(logging.DEBUG):
         async with between({"m": [reply]}, breaker=breaker) as (gateway, model):
-            error = await failure(gateway, is_stream=is_stream, deadline_s=0.5)
+            error = await failure(gateway, is_stream=is_stream, deadline_s=1 if reply.stall else 10)
             shown = [everything(error), repr(gateway.health()), repr(gateway.ledger.facts()), repr(vars(gateway))]
         shown += [config_of(model.url).__repr__()] + [repr(vars(record)) for record in caplog.records]
     assert model.seen[0].headers["Authorization"].endswith(KEY)
