@@ -8,9 +8,9 @@ from harness import NatsServer, wait_until
 from process_kit import environment, synced
 from service_kit import api, client
 
-MESSAGES_COUNT = 60_000
-SPARE_BYTES = 32_000_000
-"""Less than the payloads alone: 60,000 of about 600 bytes are 36 MB."""
+MESSAGES_COUNT = 20_000
+SPARE_BYTES = 16_000_000
+"""Less than the payloads alone, 20,000 of about 2,100 bytes are 42 MB, and than a record of each in memory."""
 
 
 async def peak_bytes(folder: Path, url: str, *arguments: str) -> int:
@@ -31,10 +31,10 @@ async def peak_bytes(folder: Path, url: str, *arguments: str) -> int:
 
 
 async def test_replay_takes_no_more_memory_for_more_messages(nats_server: NatsServer, tmp_path: Path) -> None:
-    """Sixty thousand users, a row each, take about as much as two thousand."""
+    """Twenty thousand users, a row each, take about as much as two thousand."""
     async with client(nats_server.url, pending_size=64 * 1024 * 1024) as nc:
         await nc.jetstream().add_stream(name="SIGNALS", subjects=["signals.>"], storage="memory")
-        template = str(synced("user-0000000", note="x" * 500)).replace("'", '"').encode()
+        template = str(synced("user-0000000", note="x" * 2000)).replace("'", '"').encode()
         for number in range(MESSAGES_COUNT):
             await nc.publish("signals.task.synced", template.replace(b"0000000", b"%07d" % number))
         await nc.flush()
