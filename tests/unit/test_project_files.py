@@ -225,7 +225,9 @@ def test_make_test_gateway_runs_what_is_installed(installed: Path) -> None:
 
 def test_make_worker_hands_ctrl_c_to_the_worker(installed: Path) -> None:
     """Ctrl-C reaches the worker, make waits for it and adds no line of its own."""
-    trap = "trap 'echo stopped; exit 0' INT; echo ready; while :; do sleep 0.05; done"
+    # A make that finds its child gone when it first hears of the signal says so; a real worker takes longer than that.
+    heard = 'while grep -q "Pnd:.*2$" /proc/$PPID/status; do :; done'
+    trap = f"trap '{heard}; echo stopped; exit 0' INT; echo ready; while :; do sleep 0.05; done"
     script(installed / ".venv" / "bin" / "python", trap)
     command = ["make", "worker", f"PYTHON={sys.executable}"]
     with subprocess.Popen(
