@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 PULL_EXPIRES_S = 30
 PULL_LIMIT_BYTES = 16 * 1024 * 1024
+LOOK_INTERVAL_S = HEARTBEAT_S / 2
 MISSED_AFTER_S = 2 * HEARTBEAT_S + 0.3
 REFUSED_RETRY_S = 2.0
 ATTACH_GRACE_S = 0.5
@@ -256,9 +257,15 @@ class Consumer:
         return floor, (floor.seq + 1, first - 1)
 
     async def _feed(self) -> None:
-        """Keeps pulling until something breaks the attach off."""
+        """Keeps pulling until something breaks the attach off.
+
+        While the loop stands still nobody listens, so what comes late by that counts as no silence of the server.
+        """
+        looked_at = time.monotonic()
         while not self._broken.is_set():
-            silent_s = time.monotonic() - self._received_at
+            then, looked_at = looked_at, time.monotonic()
+            self._received_at += max(0.0, looked_at - then - LOOK_INTERVAL_S)
+            silent_s = looked_at - self._received_at
             is_awaiting = self._outstanding or self._spec.is_push
             if is_awaiting and silent_s > MISSED_AFTER_S and not self._is_stopping:
                 self.break_off("missed heartbeats")
@@ -270,7 +277,7 @@ class Consumer:
                 self._received_at = time.monotonic()
             await self.top_up()
             try:
-                async with asyncio.timeout(HEARTBEAT_S / 2):  # wait_for() may swallow a cancellation
+                async with asyncio.timeout(LOOK_INTERVAL_S):  # wait_for() may swallow a cancellation
                     await self._broken.wait()
             except TimeoutError:
                 self._prove()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from streams_kit import CREATED, make_floor, ts_of
 from models.errors import ApiError, BrokerUnavailable
 from state.store import Floor
 from streams.broker import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND
-from streams.consumer import Attached, Consumer
+from streams.consumer import MISSED_AFTER_S, Attached, Consumer
 from streams.deliveries import StoredMessage
 from streams.message import Message
 from streams.topology import consumer_config
@@ -181,8 +182,9 @@ async def test_missed_heartbeats_attach_anew() -> None:
         assert stage.consumer.attach_count == 2
 
 
-async def test_heartbeats_keep_an_idle_attach() -> None:
-    """A status 100 is a sign of life: it keeps the attach beyond the time for missed heartbeats."""
+@pytest.mark.parametrize("still_s", [0.0, MISSED_AFTER_S + 0.3], ids=["loop-turns", "loop-stood-still"])
+async def test_heartbeats_keep_an_idle_attach(still_s: float) -> None:
+    """A status 100 is a sign of life, though a loop that stood still hears it late: nothing counts as missed."""
     async with staged() as stage:
         inbox = await stage.attached()
         beats = 0
@@ -191,6 +193,7 @@ async def test_heartbeats_keep_an_idle_attach() -> None:
             nonlocal beats
             beats += 1
             inbox.status(100)
+            time.sleep(still_s if beats == 2 else 0)
             return beats > 16
 
         await wait_until(beat, poll_s=0.1)
