@@ -27,7 +27,7 @@ from models.errors import ApiError, BrokerUnavailable, DeclarationError
 from state.sqlite import SqliteReader
 from state.store import store_path
 from state.tables import Table
-from streams.broker import ACK_PREFIX, Broker
+from streams.broker import ACK_PREFIX, MESSAGE_NOT_FOUND, Broker
 from streams.changes import DEAD_LETTER_HEADER
 from streams.provision import consumer_info, stream_info
 from streams.reading import read_messages
@@ -35,7 +35,7 @@ from streams.redrive import REDRIVE_PREFIX, redrive_spec
 from streams.testing_outcome import Outcome, encode_event, read_json, run_handler
 from streams.testing_scale import scaled_table
 from streams.testing_server import CommandFilter, NatsServer, TcpProxy
-from streams.topology import DEAD_LETTERS, STREAMS, stream_of
+from streams.topology import DEAD_LETTERS, STREAMS, ConsumerSpec, stream_of
 
 __all__ = ["DeadLetter", "LiveApp", "Outcome", "live_app", "run_handler"]
 
@@ -236,11 +236,22 @@ class LiveApp:
             if info is None:
                 continue
             delivered.append(info["delivered"]["consumer_seq"])
-            if info["num_pending"]:
-                found.append(f"{spec.durable}: {info['num_pending']} messages pending")
+            if info["num_pending"] or info["delivered"]["stream_seq"] < await self._last_seq(spec):
+                found.append(f"{spec.durable}: {max(1, info['num_pending'])} messages pending")
             if info["num_ack_pending"] and not (self._loses_acks or (parked and spec.is_shared)):
                 found.append(f"{spec.durable}: {info['num_ack_pending']} messages unacked")
         return delivered, found
+
+    async def _last_seq(self, spec: ConsumerSpec) -> int:
+        """The last message that a durable has to deliver; the server counts it as pending a moment after its PubAck."""
+        last_seq = 0
+        for subject in spec.subjects:
+            try:
+                last_seq = max(last_seq, (await self._broker.last_message(spec.stream, subject)).seq)
+            except ApiError as error:
+                if error.code != MESSAGE_NOT_FOUND:
+                    raise
+        return last_seq
 
     # Faults.
 

@@ -207,15 +207,18 @@ async def test_failing_message_waits_on_the_server_and_then_becomes_one_dead_let
 
 async def test_many_failing_messages_take_half_of_the_servers_places(nats_server: NatsServer, tmp_path: Path) -> None:
     """Beyond half of max_ack_pending they wait in the store, so that messages that work are not held up."""
-    state, is_down = tmp_path / "state", True
+    state, is_down, may_fail = tmp_path / "state", True, asyncio.Event()
 
     async def depend(event: Step, ctx: Context) -> None:
+        await may_fail.wait()
         if is_down and event.n < 700:
-            raise Retry(delay_s=2.0)
+            raise Retry(delay_s=3)
 
     async with client(nats_server.url) as nc, running_service(nats_server.url, state, [shared_table(depend)]) as one:
         await stream_is_there(nc, "DEAD_LETTERS")
         await publish(nc, [payload("u", n) for n in range(720)], subject="signals.shared")
+        await wait_until(lambda: "test-shared: 720 messages in hand" in one.service.unfinished(), what="all in hand")
+        may_fail.set()  # all within the time for which the first ones wait
         await wait_until(lambda: total_of(state).count >= 20)
         await wait_until(lambda: one.consumer("shared").parked >= 1)
         assert select(state, "select count(*) from tried where due > unixepoch()")[0][0] <= 500
