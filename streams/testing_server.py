@@ -68,6 +68,7 @@ class NatsServer:
         self.jetstream = jetstream
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_paused = False
 
     @property
     def url(self) -> str:
@@ -103,6 +104,7 @@ class NatsServer:
         command = [find_program(None), "-c", str(config), "--ports_file_dir", str(self.folder)]
         with (self.folder / "nats.log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+        self._is_paused = False
         deadline = time.monotonic() + START_S
         while not self._is_greeting():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -132,12 +134,16 @@ class NatsServer:
         self._process = None
 
     def pause(self) -> None:
-        """Freeze it: connections stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
+        """Freeze it, and wait until each of its threads stands: connections stay open and nothing answers."""
+        if self.is_running and not self._is_paused:
+            os.kill(self.pid, signal.SIGSTOP)
+            os.waitpid(self.pid, os.WUNTRACED)
+            self._is_paused = True
 
     def resume(self) -> None:
         """Let it run on after a pause."""
         self._signal(signal.SIGCONT)
+        self._is_paused = False
 
     def restart(self) -> None:
         """Stop it, unless it has ended already, and start it on the same port and store."""

@@ -93,6 +93,12 @@ def _is_gone(pid: int) -> Callable[[], bool]:
     return lambda: not Path(f"/proc/{pid}").exists()
 
 
+def _stands(pid: int) -> bool:
+    """Whether a stopped process has come to a stop: its threads do so one after the other."""
+    stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 async def test_server_keeps_port_and_streams_from_run_to_run(state_dir: Path) -> None:
     """The last user's leave stops the server; the next run has the same URL and the stored messages."""
     async with EmbeddedServer(state_dir) as server, await nats.connect(server.url) as client:
@@ -241,6 +247,7 @@ async def test_server_that_is_frozen_is_killed_by_its_last_user(state_dir: Path)
     async with EmbeddedServer(state_dir, term_s=0.2):
         pid = _pid(state_dir)
         os.kill(pid, signal.SIGSTOP)
+        await wait_until(lambda: _stands(pid), what="each of its threads stands")
         with pytest.raises(BrokerError, match="does not answer"):
             await EmbeddedServer(state_dir, start_s=0.2).__aenter__()
     await wait_until(_is_gone(pid))

@@ -1,9 +1,10 @@
-"""The proxy and what it leaves out, without a nats-server."""
+"""The proxy and what it leaves out, without a nats-server; and a server that is paused."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
-from harness import CommandFilter, TcpProxy, wait_until
+from harness import CommandFilter, NatsServer, TcpProxy, wait_until
 
 ACK = b"PUB $JS.ACK.S.d.1.1.1.1.0 4\r\n+ACK\r\n"
 TRAFFIC = b"".join(
@@ -50,3 +51,14 @@ async def test_wait_until_says_what_did_not_come_true() -> None:
     """A predicate that stays false is named with its last value."""
     with pytest.raises(AssertionError, match="not within 0 s: the sun rises"):
         await wait_until(lambda: False, 0, what="the sun rises")
+
+
+def test_paused_server_stands_until_it_is_resumed(nats_server: NatsServer) -> None:
+    """When ``pause`` returns none of its threads runs, also the second time; after ``resume`` it ends in order."""
+    for _ in range(2):
+        nats_server.pause()
+        threads = Path(f"/proc/{nats_server.pid}/task").iterdir()
+        assert {(thread / "stat").read_text().rpartition(")")[2].split()[0] for thread in threads} == {"T"}
+    nats_server.resume()
+    nats_server.stop()
+    assert "Server Exiting" in nats_server.log_text
