@@ -1,5 +1,6 @@
 """Fixtures that every kind of test may use."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import hypothesis
 import pytest
 from harness import NatsServer
 
-# How long an example takes says nothing of what it shows; a test's own time limit bounds them all.
-hypothesis.settings.register_profile("tipstream", deadline=None)
+# How long an example takes says nothing of what it shows; a test's own time limit bounds them all. CI tries the same
+# examples for the same code, so that what it says of a change is about that change.
+hypothesis.settings.register_profile("tipstream", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("tipstream")
 
 
