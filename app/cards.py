@@ -1,7 +1,7 @@
 """Models and their cards as they are shown: over HTTP, on a terminal, and as a page for a person.
 
-This module reads what is shown of a registry and renders the page; nothing is served or moved here. A version whose
-card can't be used is shown with the reason. Reading blocks on the disk. app/views/models.py and app/cli/models.py are
+This module reads what is shown of a registry and renders the page; nothing is served or moved here. A version that
+can't be served is shown with the reason. Reading blocks on the disk. app/views/models.py and app/cli/models.py are
 the ones who ask.
 """
 
@@ -38,7 +38,7 @@ ServedModels = Mapping[str, ServedModel]
 
 @attrs.frozen(kw_only=True)
 class ListedModel:
-    """A version in a list; what comes from its card is None when that can't be used, and ``problem`` says why."""
+    """A version in a list; what comes from its card is None when it can't be served, and ``problem`` says why."""
 
     version: str
     aliases: tuple[str, ...]
@@ -140,7 +140,7 @@ def _environment() -> jinja2.Environment:
 
 def _listed(registry: Registry, version: str, aliases: tuple[str, ...]) -> ListedModel:
     try:
-        card = registry.read_card(version)
+        card = registry.fetch(version).card
     except ModelError as error:
         return ListedModel(version=version, aliases=aliases, problem=error.problem)
     return ListedModel(

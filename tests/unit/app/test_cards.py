@@ -62,6 +62,14 @@ def test_list_models_tells_that_a_card_was_edited(registry: Registry) -> None:
     assert (bad.problem or "").startswith("card.json: its SHA-256 is ") and bad.metric is None
 
 
+def test_a_changed_artifact_is_listed_with_the_reason(tmp_path: Path) -> None:
+    """The card is as it was, and of no use: no worker would load what lies beside it."""
+    registry = filled_registry(tmp_path, 1)
+    (registry.folder / "versions" / "1" / "model.ubj").write_bytes(artifact(9))
+    (bad,) = list_models(registry, {})
+    assert (bad.problem or "").startswith("model.ubj: its SHA-256 is ") and bad.metric is None
+
+
 def test_list_models_takes_a_card_without_metrics(tmp_path: Path) -> None:
     """Nothing was measured, which is no error."""
     registry = Registry(tmp_path, NAME)
