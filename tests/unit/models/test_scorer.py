@@ -15,7 +15,7 @@ from registry_kit import INPUTS, artifact, card
 from models.card import Input, feature_hash
 from models.errors import ModelError
 from models.features import Assembler, Matrix
-from models.scorer import CALL_BUDGET_S, MAX_WAITING_ROWS, Model, Scorer, Scores, load_model
+from models.scorer import CALL_BUDGET_S, GATHER_S, MAX_WAITING_ROWS, QUIET_TURNS, Model, Scorer, Scores, load_model
 from models.scoring import PRIOR_SCORE, request_decoder
 
 FAR = 1e9
@@ -57,7 +57,7 @@ def run(scoring: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 @attrs.frozen(kw_only=True)
 class Asking:
-    """A request of the property below; instants and deadlines are turns of the scorer."""
+    """A request of the property below; its deadline is a number of the scorer's looks at the clock."""
 
     version: str
     count: int
@@ -66,50 +66,52 @@ class Asking:
     leaves: bool
 
 
+LOOK_S = GATHER_S / 5
+
 ASKING = st.builds(
     Asking,
     version=st.sampled_from(["1", "2"]),
     count=st.integers(1, 7),
-    after_turns=st.integers(0, 3),
-    deadline=st.integers(0, 6) | st.just(FAR),
+    after_turns=st.integers(0, 5),
+    deadline=st.integers(0, 12) | st.just(FAR),
     leaves=st.booleans(),
 )
 
 
 @attrs.define
 class Traffic:
-    """Requests on their way through one scorer, and what its models were given at which turn."""
+    """Requests on their way through one scorer, and what its models were given at which of its looks at the clock."""
 
     row_s: float
-    turn: int = 0
+    look: int = 0
     arrived: list[int] = attrs.field(factory=list)
     calls: list[tuple[int, str, list[float]]] = attrs.field(factory=list)
 
-    def next_turn(self) -> float:
-        """The scorer's clock: it looks at it once a turn."""
-        self.turn += 1
-        return self.turn
+    def next_look(self) -> float:
+        """The scorer's clock, which goes on with each look at it."""
+        self.look += 1
+        return self.look * LOOK_S
 
     def model(self, version: str) -> Model:
         """A model that keeps what it is given."""
         base = model_of(version, row_s=self.row_s)
 
         def predict(given: Matrix) -> list[float]:
-            self.calls.append((self.turn, version, [float(row[0]) for row in given]))
+            self.calls.append((self.look, version, [float(row[0]) for row in given]))
             return base.predict(given)
 
         return attrs.evolve(base, predict=predict)
 
     async def run(self, asked: list[Asking]) -> list[Scores | BaseException]:
         """Sends them all; those that leave do so after a turn of the loop."""
-        scorer = Scorer(clock=self.next_turn)
+        scorer = Scorer(clock=self.next_look)
         models = {version: self.model(version) for version in ("1", "2")}
 
         async def ask(number: int, one: Asking) -> Scores:
             for _ in range(one.after_turns):
                 await asyncio.sleep(0)
             self.arrived.append(number)
-            return await scorer.score(models[one.version], rows(*rows_of(number, one)), deadline=one.deadline)
+            return await scorer.score(models[one.version], rows(*rows_of(number, one)), deadline=one.deadline * LOOK_S)
 
         tasks = [asyncio.create_task(ask(number, one)) for number, one in enumerate(asked)]
         await asyncio.sleep(0)
@@ -117,8 +119,8 @@ class Traffic:
             if one.leaves:
                 task.cancel()
         ends = await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # the last turn may have nobody left to answer
-        assert scorer.waiting_rows == 0
+        while scorer.waiting_rows:  # the last turns may have nobody left to answer
+            await asyncio.sleep(0)
         return ends
 
 
@@ -132,14 +134,14 @@ def test_rows_never_cross_requests(asked: list[Asking], row_s: float) -> None:
     """Each gets the scores of its own rows by its own model, or the prior once its time is over, whoever is beside."""
     traffic = Traffic(row_s)
     ends = run(lambda: traffic.run(asked))
-    scored_at = {row: turn for turn, _, call in traffic.calls for row in call}
+    scored_at = {row: look for look, _, call in traffic.calls for row in call}
     for number, (one, end) in enumerate(zip(asked, ends, strict=True)):
         own = rows_of(number, one)
         if isinstance(end, asyncio.CancelledError):
             assert one.leaves
         elif end.is_prior:
             assert end == Scores(values=[PRIOR_SCORE] * one.count, is_prior=True, degraded_reason="deadline")
-            assert traffic.turn > one.deadline and not set(own) & set(scored_at)
+            assert traffic.look > one.deadline and not set(own) & set(scored_at)
         else:
             assert end == Scores(values=[row / 10 + int(one.version) / 1000 for row in own])
             assert max(scored_at[row] for row in own) <= one.deadline
@@ -158,19 +160,47 @@ def test_calls_are_first_in_first_out_and_within_their_budget(asked: list[Asking
         assert len(numbers) == 1 or len(call) * row_s <= CALL_BUDGET_S * (1 + 1e-9)  # budgets are summed in floats
 
 
-async def test_requests_of_one_turn_are_scored_in_one_call() -> None:
-    """What arrives within one turn of the loop shares a call, in the order of arrival."""
+async def test_requests_that_follow_one_another_are_scored_in_one_call() -> None:
+    """Those of one turn of the loop and those of the next ones share a call, in the order of arrival."""
     calls: list[Matrix] = []
-    scorer, model = Scorer(), model_of("1", calls=calls)
-    await asyncio.gather(*(scorer.score(model, rows(number), deadline=FAR) for number in range(5)))
-    assert [call[:, 0].tolist() for call in calls] == [[0, 1, 2, 3, 4]]
+    scorer, model = Scorer(clock=Clock()), model_of("1", calls=calls)
+
+    async def ask(number: int) -> None:
+        for _ in range(number // 2 * 2):
+            await asyncio.sleep(0)
+        await scorer.score(model, rows(number), deadline=FAR)
+
+    await asyncio.gather(*(ask(number) for number in range(8)))
+    assert [call[:, 0].tolist() for call in calls] == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
 
-async def test_a_lone_request_waits_for_one_turn() -> None:
-    """Nothing is waited for on purpose: a request without company is answered at the end of the turn."""
-    scorer = Scorer()
-    task = asyncio.create_task(scorer.score(model_of("1"), rows(1), deadline=FAR))
+async def test_a_call_waits_for_nobody_once_its_time_is_over() -> None:
+    """However fast they follow one another: who came first is scored then, and the others after it."""
+    calls: list[Matrix] = []
+    scorer, model = Scorer(clock=(clock := Clock())), model_of("1", calls=calls)
+    tasks = []
+    for number in range(6):
+        tasks.append(asyncio.create_task(scorer.score(model, rows(number), deadline=FAR)))
+        await asyncio.sleep(0)
+        clock.now = GATHER_S * (number >= 3)
+    await asyncio.gather(*tasks)
+    assert calls[0][:, 0].tolist() == [0, 1, 2, 3]
+
+
+async def test_a_full_call_waits_for_nobody() -> None:
+    """One whose rows use up the budget is made at the first turn."""
+    scorer = Scorer(clock=Clock())
+    task = asyncio.create_task(scorer.score(model_of("1", row_s=CALL_BUDGET_S), rows(1), deadline=FAR))
     for _ in range(3):  # the task begins, its turn comes, it goes on
+        await asyncio.sleep(0)
+    assert task.done()
+
+
+async def test_a_lone_request_waits_for_empty_turns_alone() -> None:
+    """A request without company is answered after some turns of the loop, and no timer."""
+    scorer = Scorer(clock=Clock())
+    task = asyncio.create_task(scorer.score(model_of("1"), rows(1), deadline=FAR))
+    for _ in range(3 + QUIET_TURNS):  # the task begins, its turns come, it goes on
         await asyncio.sleep(0)
     assert task.done()
 
