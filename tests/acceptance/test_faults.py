@@ -57,14 +57,20 @@ async def test_server_that_is_killed_comes_back_by_itself(tmp_path: Path) -> Non
         assert await worker.reward_count() == 700
 
 
+async def freeze_server(worker: Worker) -> int:
+    """Stops the nats-server of a worker that consumes; the server's process id."""
+    await worker.consume()
+    await worker.wait_ok()
+    pid = server_pid(worker.state_dir)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
 async def test_frozen_server_is_seen(tmp_path: Path) -> None:
     """A stopped nats-server makes /health down and ready 503 while live stays 200; all recovers when it goes on."""
     with Worker(tmp_path) as worker:
-        await worker.consume()
-        await worker.wait_ok()
-        pid = server_pid(worker.state_dir)
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
+        pid = await freeze_server(worker)
         health = await worker.wait_health(lambda health: said_in_reasons(health, "NATS does not"), what="down")
         assert (health["status"], health["nats"]["connected"], health["nats"]["rtt_ms"]) == ("down", False, None)
         assert (await worker.get("/health/live")).status == 200
@@ -79,11 +85,7 @@ async def test_frozen_server_is_seen(tmp_path: Path) -> None:
 async def test_server_that_answers_late_costs_no_connection(tmp_path: Path) -> None:
     """A freeze that ends as soon as it is seen leaves the connection as it was."""
     with Worker(tmp_path) as worker:
-        await worker.consume()
-        await worker.wait_ok()
-        pid = server_pid(worker.state_dir)
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
+        pid = await freeze_server(worker)
         await worker.wait_health(lambda health: not health["nats"]["connected"], what="seen")
         os.kill(pid, signal.SIGCONT)
         await worker.wait_ok()

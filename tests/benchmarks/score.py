@@ -233,7 +233,7 @@ async def publish_events(url: str, seconds: float) -> int:
 
 
 def measure_beside_consumption(folder: Path, rounds: int, seconds: float) -> None:
-    """Prints the tail with and without 5,000 events a second beside it, at a load that leaves room for both."""
+    """Prints the tail with and without 5,000 events a second beside it; clients take all that is left of the core."""
     idle, busy = [], []
     with worker(folder / "beside", str(folder / "registry"), '"version":"1"') as port:
         url = json.loads((folder / "beside" / "server.json").read_text())["url"]
