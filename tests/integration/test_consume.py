@@ -342,14 +342,22 @@ async def test_event_that_somebody_else_answers_is_published_all_the_same(
     async with client(nats_server.url) as nc, running_service(nats_server.url, state, [step_table(echo)]) as running:
         await stream_is_there(nc, "DEAD_LETTERS")
 
+        heard = []
+
         async def answer(message: Any) -> None:
             await nc.publish(message.reply, b"hello")
+            heard.append(message)
 
         meddler = await nc.subscribe("feedback.>", cb=answer)
         await publish(nc, payloads(1, 5))
         await rows_become(state, expected(1, 5))
-        await wait_until(lambda: bool(running.service._owned and running.service._owned.outbox.unsent_count <= 5))
+        await wait_until(lambda: len(heard) >= 5)
         await meddler.unsubscribe()
+
+        async def all_are_published() -> bool:
+            return await count_of(nc, "FEEDBACK", "feedback.echo") >= 5
+
+        await wait_until(all_are_published)
         await wait_until(lambda: bool(running.service._owned and not running.service._owned.outbox.unsent_count))
         assert await count_of(nc, "FEEDBACK", "feedback.echo") == 5
         assert not running.task.done()
