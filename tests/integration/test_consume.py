@@ -104,10 +104,10 @@ async def test_failing_message_is_retried_in_order_while_other_keys_go_on(
         await stream_is_there(nc)
         await publish(nc, payloads(3, 10))
         await rows_become(state, expected(3, 10) | {"user0": [0, 1, 2]})
-        assert running.consumer().parked == 7
+        await wait_until(lambda: running.consumer().parked == 7)
         others_are_done.set()
         await rows_become(state, expected(3, 10))
-        await wait_until(lambda: running.consumer().parked == 0)
+        await wait_until(lambda: running.consumer().parked == 0 and running.consumer().processed >= 30)
         assert (running.consumer().processed, running.consumer().errors) == (30, 2)
         assert await messages_of(nc, "DEAD_LETTERS") == []
 
