@@ -238,7 +238,7 @@ class Generating:
             logged=self._log(making, latency_s, is_abandoned=False),
         )
         self._observe(tip, latency_s)
-        return encode_json(answer)
+        return encode_json(attrs.asdict(answer))
 
     def _log(self, making: Making, latency_s: float, *, is_abandoned: bool) -> bool:
         if making.rate is None:

@@ -75,7 +75,7 @@ def feedback_routes(source: BrokerSource) -> web.RouteTableDef:
         event = TipRewarded(**attrs.asdict(given) | {"occurred_at": given.occurred_at or dt.datetime.now(dt.UTC)})
         seq = await _store(source.broker, event)
         stored = FeedbackStored(request_id=given.request_id, tip_id=given.tip_id, stored=True, stream_seq=seq)
-        return web.Response(status=202, body=encode_json(stored), content_type="application/json")
+        return web.Response(status=202, body=encode_json(attrs.asdict(stored)), content_type="application/json")
 
     return routes
 

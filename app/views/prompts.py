@@ -7,11 +7,12 @@ import asyncio
 import datetime as dt
 from pathlib import Path
 
+import attrs
+import msgspec
 from aiohttp import web
 
 from app.analytics import read_report
 from app.operations import Answer, Operation, Parameter
-from models.codec import encode_json
 from models.errors import RequestError
 from models.rewards import RewardReport
 
@@ -28,7 +29,7 @@ def prompts_routes(store: Path) -> web.RouteTableDef:
         if since and until and since > until:
             raise RequestError(400, f"from: expected a day up to {until.isoformat()}, got {since.isoformat()}")
         report = await asyncio.to_thread(read_report, store, since=since, until=until)
-        return web.Response(body=encode_json(report), headers=_HEADERS)
+        return web.Response(body=msgspec.json.encode(attrs.asdict(report)), headers=_HEADERS)
 
     return routes
 

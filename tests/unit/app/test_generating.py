@@ -3,11 +3,13 @@
 import asyncio
 from pathlib import Path
 
+import attrs
 import pytest
 from generate_kit import GOOD, OTHER, serving
 from harness import wait_until
 from llm_kit import Reply
 
+from app.generating import GenerateAnswer
 from prompts.registry import SHIPPED, load_variants
 
 VARIANTS = load_variants([SHIPPED])
@@ -114,6 +116,14 @@ async def test_a_client_that_leaves_ends_the_call_of_its_model(tmp_path: Path, s
     assert (decision.model, decision.is_abandoned, decision.degraded_reason) == (None, True, "client_left")
     assert decision.usage_estimated
     assert decision.usage is not None and decision.usage.completion_tokens == 120  # max_tokens of v1, the bound
+
+
+async def test_an_answer_has_its_fields_in_the_order_of_the_document(tmp_path: Path) -> None:
+    """What a person looks for first comes first: the ids and the tip, then how it came about."""
+    async with serving(tmp_path, tips=[Reply(text=GOOD)]) as served:
+        answer = await served.tip()
+    assert list(answer) == [field.name for field in attrs.fields(GenerateAnswer)]
+    assert list(answer)[:3] == ["request_id", "tip_id", "tip"]
 
 
 async def test_identical_prompts_in_flight_share_a_call(tmp_path: Path) -> None:
