@@ -66,3 +66,15 @@ def filled_registry(folder: Path, count: int = 2) -> Registry:
     for seed in range(1, count + 1):
         registry.publish(artifact(seed), card(artifact(seed)))
     return registry
+
+
+def part(registry: Registry, version: str, name: str) -> Path:
+    """A file of a version."""
+    return registry.folder / "versions" / version / name
+
+
+def flip(path: Path) -> None:
+    """Changes one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

@@ -77,10 +77,7 @@ class Stage:
 async def staged(at: Floor | None = None, broker: FakeBroker | None = None) -> AsyncIterator[Stage]:
     """Runs a consumer over a store at ``at``, with a server that answers well unless ``broker`` says otherwise."""
     broker = broker or FakeBroker()
-    broker.answers = {
-        "STREAM.INFO.SIGNALS": stream(at.seq if at else 0),
-        INFO: MINE,
-    } | broker.answers
+    broker.answers = {"STREAM.INFO.SIGNALS": stream(at.seq if at else 0), INFO: MINE} | broker.answers
     if at:
         broker.stored[at.seq] = StoredMessage(subject="s", seq=at.seq, ts=at.ts, payload=b"", headers={})
     stage = Stage(broker, FakeSink(broker, at))
@@ -319,8 +316,7 @@ async def test_other_message_at_the_floor_is_refused() -> None:
 
 async def test_sink_that_saw_a_loss_is_not_attached_again() -> None:
     """A loss that only a delivery has shown is a refusal, too."""
-    broker = FakeBroker()
-    async with staged(broker=broker) as stage:
+    async with staged() as stage:
         await stage.attached()
         stage.sink.lost = "sequence 1 came again"
         stage.consumer.break_off(stage.sink.lost)
@@ -332,10 +328,7 @@ async def test_missing_stream_that_was_never_read_is_waited_for() -> None:
     """Before the first attach a missing stream is no loss: the consumer waits for it."""
     async with staged(broker=FakeBroker({"STREAM.INFO.SIGNALS": NO_STREAM})) as stage:
         await wait_until(lambda: stage.consumer.reason != "not attached yet")
-        assert (
-            stage.consumer.reason
-            == "can't attach: stream SIGNALS is missing: 'streams apply' makes it, or says why not"
-        )
+        assert "can't attach: stream SIGNALS is missing: 'streams apply'" in (stage.consumer.reason or "")
         assert not stage.consumer.is_refused
         stage.broker.answers["STREAM.INFO.SIGNALS"] = stream()
         await stage.attached()
